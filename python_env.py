@@ -8,37 +8,32 @@ another process; a reward in 0..1 comes back that the code cannot forge:
         result = env.step(PythonAction("def parse_duration(text): ..."))
         print(result.observation.stdout, result.reward, result.done)
 
-It speaks the OpenEnv wire protocol, so OpenEnv's clients, trainers and validators work with this
-server, and `EnvClient` works with OpenEnv's servers. Not its job: other languages, installing
-packages at run time, uploading files, scheduling a cluster.
+OpenEnv's clients, trainers and validators work with this server, and `EnvClient` with OpenEnv's
+servers. Not its job: other languages, installing packages, uploading files, scheduling a cluster.
 
-Who talks to whom, and who is trusted:
-
-    client --ws/http--> server     asyncio, one process: it never runs candidate code
-                          | commands and descriptors    | one socketpair a process
-                          v                             v
+    client --ws/http--> server          asyncio, one process: it never runs candidate code
+                          | commands and descriptors; also one socketpair with each of these:
                         zygote --fork--> worker A       a session's interpreter: hostile
                           |------fork--> understudy B   a fresh replay for each grading: hostile
                           |------fork--> judge J        holds the hidden tests, runs no candidate
                           '------fork--> janitor        measures and clears the others' folders
-                                           J <--> B     plain data only
+                                         J <--> B       plain data only
 
 Chapters, in dependency order: 1 Limits and errors, 2 Models, 3 Tasks, 4 Worker, 5 Sandbox,
-6 Environment, 7 Protocol, 8 Server, 9 Page, 10 Client, 11 Command line.
-"""
+6 Environment, 7 Protocol, 8 Server, 9 Page, 10 Client, 11 Command line."""
 
-import argparse, ast, asyncio, builtins, collections, concurrent.futures, contextlib, dataclasses
-import difflib, functools, gzip, hmac, html, inspect, ipaddress, itertools, json, logging, math, os
-import random, re, reprlib, resource, secrets, signal, socket, subprocess, symtable, sys, tempfile
-import time, types, typing, urllib.parse, urllib.request, warnings, weakref, zlib
+import argparse, ast, asyncio, builtins, collections, contextlib, dataclasses, difflib, functools
+import gzip, hmac, html, http.client, inspect, ipaddress, itertools, json, logging, math, operator
+import os, queue, random, re, resource, secrets, signal, socket, subprocess, symtable, sys
+import tempfile, threading, time, types, typing, urllib.error, urllib.parse, urllib.request
+import warnings, weakref, zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, is_dataclass
 from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
-
 import websockets.exceptions, websockets.sync.client
 from websockets.frames import Opcode
 from websockets.protocol import OPEN
@@ -46,7 +41,7 @@ from websockets.server import ServerProtocol
 
 __version__ = "0.1.0"
 log = logging.getLogger("python_env")
-QUIET = logging.getLogger("python_env.websocket")  # what websockets would say of each connection
+QUIET = logging.getLogger("python_env.websocket")  # websockets would report each connection here
 QUIET.setLevel(logging.WARNING)
 
 # ═══ 1. Limits and errors ═════════════════════════════════════════════════════════════════════════
@@ -54,47 +49,41 @@ QUIET.setLevel(logging.WARNING)
 @dataclass(frozen=True)
 class Limits:
     """Every number that bounds a peer, a worker or a wait; the unit is in the name."""
-
-    # One step. The server holds each deadline; a worker that ignores it is killed after the grace.
-    step_s: float = 10.0  # when the action names no timeout_s
+    step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
     step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
     grace_s: float = 1.0  # between the KeyboardInterrupt and the SIGKILL
     code_bytes: int = 262_144  # one action's code, as UTF-8
     transcript_bytes: int = 4_194_304  # an episode's code, which every grading replays
     output_bytes: int = 65_536  # a stream of one step: head and tail are kept, the cut is said
     result_chars: int = 8_192  # repr of the last expression
-    task_steps: int = 20  # steps of an episode with tests: each leaks a few bits of a verdict
-    # One worker process.
-    memory_mb: int = 1_024  # address space
-    cpu_s: int = 1_800  # of a process's whole life: a thread left behind burns no more than this
+    task_steps: int = 20  # of an episode with tests: each leaks a few bits of a verdict
+    memory_mb: int = 1_024  # address space of a worker process, in MiB
+    cpu_s: int = 1_800  # of a worker's whole life: a thread left behind burns no more than this
     file_bytes: int = 67_108_864  # one file
     folder_bytes: int = 134_217_728  # all files of a session; the janitor measures
-    folder_entries: int = 10_000
-    open_files: int = 128
-    threads: int = 64  # of one worker; the server samples and kills
+    folder_entries: int = 10_000  # their number; clearing a folder takes time too
+    open_files: int = 128  # of a worker
+    threads: int = 64  # of a worker; the server samples and kills
     sample_s: float = 0.25  # how often
-    # Grading.
     replay_s: float = 30.0  # to run an episode's earlier steps again, for its next grading
     grading_min_s: float = 1.0  # the judge's share when the step has used its whole time
     tests_bytes: int = 262_144  # the largest test, setup, prompt or helper source
     task_row_bytes: int = 2_097_152  # one line of a task file: a handful of such sources
     task_file_bytes: int = 67_108_864  # a task file, decompressed: it is held in memory
-    # The server.
-    max_sessions: int = 256
+    max_sessions: int = 256  # of a server, with up to three processes each
     http_idle_s: float = 300.0  # an HTTP session nobody steps
     ws_idle_s: float = 3_600.0  # a trainer is silent for minutes while its model generates
     request_s: float = 30.0  # a request must be whole this soon after its first byte
     house_s: float = 1.0  # how often idle sessions and connections are looked for
     keep_alive_s: float = 75.0  # an idle HTTP connection
     head_bytes: int = 16_384  # request line and headers
-    headers: int = 64
-    body_bytes: int = 4_194_304
-    message_bytes: int = 4_194_304  # one WebSocket message
+    headers: int = 64  # of a request
+    body_bytes: int = 4_194_304  # of a request: an action's code, escaped, fits many times
+    message_bytes: int = 4_194_304  # one WebSocket message, likewise
     queued_messages: int = 64  # unanswered messages of a session; then the socket is not read
-    connections: int = 1_024
+    connections: int = 1_024  # of a server, idle ones included
     drain_s: float = 1.5  # at SIGTERM, steps that end this soon are answered
-    # The client. A reply may be as long as an observation is escaped: under 1 MiB, for us.
-    reply_bytes: int = 104_857_600  # the official client's limit too
+    reply_bytes: int = 104_857_600  # one that a client reads: the official client's limit too
 
 LIMITS = Limits()
 
@@ -103,10 +92,9 @@ class PythonEnvError(Exception):
 
 class InvalidRequest(PythonEnvError, ValueError):
     """The caller's data is wrong. `errors`: pydantic-style entries (type, loc, msg, input)."""
-
-    def __init__(self, message: str, errors: list[dict] | None = None):
+    def __init__(self, message: str, errors: typing.Sequence[dict] = ()):
         super().__init__(message)
-        self.errors = errors or []
+        self.errors = [*errors]
 
 class ExecutionError(PythonEnvError, RuntimeError):
     """The request was well-formed but cannot be carried out now: no episode, or it is over."""
@@ -122,23 +110,19 @@ class SessionError(PythonEnvError, LookupError):
 
 # ═══ 2. Models: what travels, as dataclasses; validation and JSON schema come from them alone ═════
 
-def described(text: str, default: Any = dataclasses.MISSING, **bounds) -> Any:
+def described(text: str, default: Any = MISSING, **bounds: float) -> Any:
     """A dataclass field with a description and bounds: ge, gt, le, max_length (characters)."""
-    metadata = {"description": text, **bounds}
-    if default in (dict, list):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    key = "default_factory" if default in (dict, list) else "default"
+    return field(**{key: default}, metadata={"description": text, **bounds})
 
 @dataclass(kw_only=True)
 class Action:
     """What an agent sends to step(). Subclass it as a dataclass; unknown fields are refused."""
-
     metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)
 
 @dataclass(kw_only=True)
 class Observation:
     """What an agent sees. `reward` is None where there is none yet, as at reset."""
-
     done: bool = described("Whether the episode is over", False)
     reward: float | None = described("Reward of the last step; null: none was given", None)
     metadata: dict[str, Any] = described("Additional facts about the observation", dict)
@@ -146,14 +130,12 @@ class Observation:
 @dataclass(kw_only=True)
 class State:
     """What state() tells of an episode. `episode_id` is None before the first reset."""
-
     episode_id: str | None = described("Identifier of the episode", None)
     step_count: int = described("Steps taken in this episode", 0, ge=0)
 
 @dataclass
 class StepResult:
     """What reset() and step() of a client return: observation, reward (or None), done."""
-
     observation: Any
     reward: float | None = None
     done: bool = False
@@ -162,210 +144,178 @@ class StepResult:
 @dataclass
 class PythonAction(Action):
     """Run `code` in the session's interpreter, whose names persist from step to step."""
-
     code: str = described("Python source; the value of a last expression becomes `result`")
-    timeout_s: float | None = described(
-        f"Seconds the code may run; null: the server's default ({LIMITS.step_s:g})", None, gt=0
-    )
+    timeout_s: float | None = described("Seconds it may run; null: as the server says", None, gt=0)
 
 @dataclass
 class PythonObservation(Observation):
-    """What came of a step; after reset(), the task's prompt with the other fields empty.
-
-    exit_code: 0 fine; 1 an exception; n for SystemExit(n) or os._exit(n); 124 timed out;
-    128+s killed by signal s. tests_passed and tests_total are counts of assert statements.
-    """
-
+    """What came of a step; after reset(), the task's prompt with the other fields empty."""
     stdout: str = described("Standard output of the step; a long one is cut in the middle", "")
     stderr: str = described("Standard error of the step, tracebacks included", "")
-    exit_code: int = described("0 fine, 1 exception, 124 timed out, 128+s signal s", 0)
+    exit_code: int = described("0 fine, 1 exception, n exit(n), 124 timed out, 128+s signal s", 0)
     result: str | None = described("repr of the code's last expression; null: none", None)
     task_id: str = described("The episode's task", "")
     prompt: str = described("What to do; given at reset", "")
-    tests_passed: int = described("Hidden asserts that passed", 0)
-    tests_total: int = described("Hidden asserts of the task; 0: it has none", 0)
+    tests_passed: int = described("Hidden assert statements that passed", 0)
+    tests_total: int = described("Hidden assert statements of the task; 0: it has none", 0)
     feedback: str = described("The verdict in a sentence", "")
 
 @dataclass
 class PythonState(State):
     """The episode as the server sees it. `max_steps` None: unlimited."""
-
     task_id: str = described("The episode's task", "")
     max_steps: int | None = described("Steps allowed in this episode; null: unlimited", None)
     done: bool = described("Whether the episode is over", False)
     best_reward: float = described("The best score of the episode so far, 0..1", 0.0)
 
 @functools.cache
-def _fields(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
-    hints = typing.get_type_hints(cls)
-    return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
+def _fields(model: type) -> dict[str, tuple[Any, dataclasses.Field, bool]]:
+    """Each field's type, definition, and whether it must be given."""
+    hints, fields = typing.get_type_hints(model), dataclasses.fields(model)
+    return {f.name: (hints[f.name], f, f.default is f.default_factory is MISSING) for f in fields}
 
 def to_dict(model: Any) -> dict[str, Any]:
     """A model's fields as a dict, one level deep: ours hold plain data only."""
     return {name: getattr(model, name) for name in _fields(type(model))}
 
-_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_UNIONS = typing.Union, types.UnionType
+_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object",
+          list: "array", type(None): "null"}  # in JSON schema
+_BOUNDS = {  # in JSON schema, what to test, and the type of pydantic's error
+    "ge": ("minimum", operator.ge, "greater_than_equal", "greater than or equal to"),
+    "gt": ("exclusiveMinimum", operator.gt, "greater_than", "greater than"),
+    "le": ("maximum", operator.le, "less_than_equal", "less than or equal to"),
+    "max_length": ("maxLength", lambda text, most: len(text) <= most, "string_too_long",
+                   "a string whose length is at most")}
 
-def _required(f: dataclasses.Field) -> bool:
-    return f.default is f.default_factory is dataclasses.MISSING
+def json_schema(hint: Any, bounds: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a model, or of any type that `validate` knows."""
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in _UNIONS:
+        return {"anyOf": [json_schema(arg, bounds) for arg in args]}
+    if is_dataclass(origin):
+        fields, properties = _fields(origin), {}
+        for name, (kind, f, _) in fields.items():
+            extra = {"description": f.metadata.get("description", MISSING), "default": f.default}
+            extra = {key: value for key, value in extra.items() if value is not MISSING}
+            properties[name] = json_schema(kind, f.metadata) | extra
+        return {"type": "object", "title": origin.__name__, "properties": properties,
+                "description": inspect.cleandoc(origin.__doc__ or "").partition("\n")[0],
+                "required": [name for name, (_, _, must) in fields.items() if must],
+                "additionalProperties": False}
+    schema = {"type": _NAMES[origin]} if origin in _NAMES else {}
+    if origin in (dict, list) and args:
+        schema["items" if origin is list else "additionalProperties"] = json_schema(args[-1])
+    elif origin in (str, int, float):
+        schema |= {_BOUNDS[key][0]: value for key, value in bounds.items() if key in _BOUNDS}
+    return {"enum": [*args]} if origin is typing.Literal else schema
+
+def error_entry(kind: str, loc: typing.Iterable, message: str, value: Any = None) -> dict[str, Any]:
+    at = [part if isinstance(part, int) else str(part)[:100] for part in loc]
+    return {"type": kind, "loc": at, "msg": message, "input": _echo(value)}
 
 def _echo(value: Any) -> Any:
-    """What an error entry repeats of the input: JSON without NaN, and short."""
-    text = repr(value)
+    """What an error repeats of its input: little, whatever came, and no NaN: JSON has none."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "(nested too deeply)"
     return value if len(text) <= 200 and not re.search(r"\b(nan|inf)\b", text) else text[:200]
 
 def validate(cls: type, data: Any, loc: tuple = ()) -> Any:
     """Build the dataclass `cls` from decoded JSON, strictly; `loc` is the path to `data`.
-
-    Raises InvalidRequest whose `errors` name every fault, with pydantic's words and types.
-    """
-    errors: list[dict] = []
-    value = _check(cls, data, loc, {}, errors)
-    if errors:
+    Raises InvalidRequest, whose `errors` are the first 20 faults as pydantic lists them."""
+    faults: list[tuple] = []
+    value = _check(cls, data, loc, {}, faults)
+    if faults:
+        errors = [error_entry(*fault) for fault in faults[:20]]
         where = ".".join(map(str, errors[0]["loc"])) or "the message"
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InvalidRequest(f"{where}: {errors[0]['msg']}{more}", errors)
     return value
 
-def _check(hint: Any, value: Any, loc: tuple, bounds: Any, errors: list[dict]) -> Any:
-    def fault(kind: str, message: str, at: tuple = loc, given: Any = value) -> None:
-        if len(errors) < 20:  # enough to mend a request; a hostile one gets no longer answer
-            at = [part if isinstance(part, int) else str(part)[:100] for part in at]
-            errors.append({"type": kind, "loc": at, "msg": message, "input": _echo(given)})
+def _check(hint: Any, value: Any, loc: tuple, bounds: Mapping, faults: list[tuple]) -> Any:
+    """`value` as a `hint`; what is wrong goes to `faults`, in error_entry's terms."""
+    def fault(kind: str, words: str) -> None:
+        faults.append((kind, loc, f"Input should be {words}", value))
 
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        rest = [arg for arg in args if arg is not type(None)]
-        for arg in rest:
-            trial: list[dict] = []
-            good = _check(arg, value, loc, bounds, trial)
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    base = dict if is_dataclass(origin) else origin
+    if origin in _UNIONS:
+        for arg in sorted(args, key=lambda arg: arg is not type(None)):
+            good = _check(arg, value, loc, bounds, trial := [])
             if not trial:
                 return good
-        errors.extend(trial)
+        faults += trial
     elif origin is typing.Literal:
-        if value not in args or type(value) not in map(type, args):
-            fault("literal_error", f"Input should be {' or '.join(map(repr, args))}")
-    elif dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            return fault("model_attributes_type", "Input should be a valid dictionary")
-        known = _fields(hint)
-        given = {}
-        for name, (kind, f) in known.items():
-            if name in value:
-                given[name] = _check(kind, value[name], (*loc, name), f.metadata, errors)
-            elif _required(f):
-                fault("missing", "Field required", (*loc, name))
-        for name in value.keys() - known.keys():
-            fault("extra_forbidden", "Extra inputs are not permitted", (*loc, name), value[name])
-        return hint(**given) if not errors else None
-    elif (origin or hint) is dict:
-        if not isinstance(value, dict):
-            return fault("dict_type", "Input should be a valid dictionary")
-        kind = args[1] if args else Any
-        return {k: _check(kind, v, (*loc, k), {}, errors) for k, v in value.items()}
-    elif (origin or hint) is list:
-        if not isinstance(value, list):
-            return fault("list_type", "Input should be a valid list")
-        kind = args[0] if args else Any
-        return [_check(kind, v, (*loc, i), {}, errors) for i, v in enumerate(value)]
-    else:
-        if hint is float and type(value) is int and abs(value) < 2**1023:
-            value = float(value)
-        if type(value) is not hint:  # so a bool is no int
-            word = _PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
-            kind = {str: "string"}.get(hint, getattr(hint, "__name__", word))  # as pydantic says it
-            return fault(f"{kind}_type", f"Input should be a valid {word}")
-        if hint is float and not math.isfinite(value):
-            return fault("finite_number", "Input should be a finite number")
-        for name, bad, kind, words in (
-            ("ge", lambda b: value < b, "greater_than_equal", "greater than or equal to"),
-            ("gt", lambda b: value <= b, "greater_than", "greater than"),
-            ("le", lambda b: value > b, "less_than_equal", "less than or equal to"),
-        ):
-            if name in bounds and bad(bounds[name]):
-                fault(kind, f"Input should be {words} {bounds[name]:g}")
-        if "max_length" in bounds and len(value) > bounds["max_length"]:
-            most = bounds["max_length"]
-            fault("string_too_long", f"String should have at most {most} characters")
+        if (type(value), value) not in [(type(arg), arg) for arg in args]:
+            fault("literal_error", " or ".join(map(repr, args)))
+    elif base is float and type(value) is int and abs(value) < 2**1023:
+        return _check(float, float(value), loc, bounds, faults)
+    elif base is not Any and type(value) is not base:  # so a bool is no int
+        kind = "string" if base is str else getattr(base, "__name__", "value")
+        kind = kind if base is origin else "model_attributes"
+        words = {dict: "dictionary", list: "list"}.get(base, _NAMES.get(base, kind))
+        fault(f"{kind}_type", f"a valid {words}")
+    elif base is not origin:
+        known, words = _fields(origin), "Extra inputs are not permitted"
+        faults += [("extra_forbidden", (*loc, name), words, part)
+                   for name, part in value.items() if name not in known]
+        faults += [("missing", (*loc, name), "Field required", value)
+                   for name, (_, _, must) in known.items() if must and name not in value]
+        value = {name: _check(kind, value[name], (*loc, name), f.metadata, faults)
+                 for name, (kind, f, _) in known.items() if name in value}
+        return None if faults else origin(**value)
+    elif base in (dict, list):
+        inner, pairs = args[-1:], value.items() if base is dict else enumerate(value)
+        good = {key: _check(*inner or [Any], part, (*loc, key), {}, faults) for key, part in pairs}
+        return good if base is dict else [*good.values()]
+    elif base is float and not math.isfinite(value):
+        fault("finite_number", "a finite number")
+    elif base in (str, int, float):
+        for name in _BOUNDS.keys() & bounds.keys():
+            _, holds, kind, words = _BOUNDS[name]
+            if not holds(value, bounds[name]):
+                fault(kind, f"{words} {bounds[name]}")
     return value
-
-def json_schema(hint: Any, bounds: Any = types.MappingProxyType({})) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a model, or of any type that `validate` knows."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [json_schema(arg, bounds) for arg in args]}
-    if origin is typing.Literal:
-        return {"enum": [*args]}
-    if dataclasses.is_dataclass(hint):
-        properties = {}
-        for name, (kind, f) in _fields(hint).items():
-            properties[name] = json_schema(kind, f.metadata)
-            if text := f.metadata.get("description"):
-                properties[name]["description"] = text
-            if f.default is not dataclasses.MISSING:
-                properties[name]["default"] = f.default
-        return {
-            "type": "object",
-            "title": hint.__name__,
-            "description": inspect.cleandoc(hint.__doc__ or "").partition("\n")[0],
-            "properties": properties,
-            "required": [name for name, (_, f) in _fields(hint).items() if _required(f)],
-            "additionalProperties": False,
-        }
-    if (origin or hint) is dict:
-        return {"type": "object", "additionalProperties": json_schema(args[1]) if args else True}
-    if (origin or hint) is list:
-        return {"type": "array", "items": json_schema(args[0]) if args else {}}
-    names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "max_length": "maxLength"}
-    limits = {names[name]: bounds[name] for name in bounds if name in names}
-    if hint in _PLAIN:
-        return {"type": _PLAIN[hint], **limits}
-    return {"type": "null"} if hint is type(None) else {}
 
 # ═══ 3. Tasks ═════════════════════════════════════════════════════════════════════════════════════
 # A task is a prompt to read and asserts to pass. Most of the chapter settles one question before
 # any candidate is seen: which names do the tests take from the candidate, and which are their own?
 
-class _Source:
-    """The module-level names of one source. It is parsed, but never compiled, let alone run: this
-    is the server's process, and nested `finally` blocks compile to exponential size."""
-
-    def __init__(self, what: str, text: str) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a "\d" in somebody's tests is no news of ours
-                tree, scopes = ast.parse(text), [symtable.symtable(text, what, "exec")]
-            self.functions = {node.name: f"{node.name}({ast.unparse(node.args)})"
-                              for node in tree.body if isinstance(node, ast.FunctionDef)}
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            line, why = getattr(error, "lineno", "?"), str(error) or "nested too deeply"
-            raise InvalidRequest(f"{what} does not parse: line {line}: {why[:160]!r}") from None
-        nodes = list(ast.walk(tree))
-        self.asserts = sum(isinstance(node, ast.Assert) for node in nodes)
-        self.classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
-        self.imports = {name.asname or name.name.partition(".")[0]: node for node in nodes
-                        if isinstance(node, (ast.Import, ast.ImportFrom)) for name in node.names}
-        for scope in scopes:  # the list grows as we go: every nested scope gets its turn
-            scopes += scope.get_children()
-        symbols = [symbol for scope in scopes for symbol in scope.get_symbols()
-                   if scope is scopes[0] or symbol.is_global()]
-        self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
-        self.defines = {s.get_name() for s in symbols if s.is_assigned()} - self.imports.keys()
+def _read(what: str, text: str) -> types.SimpleNamespace:
+    """The names of a source. It is parsed, but never compiled, let alone run: this is the server's
+    process, and nested `finally` blocks compile to exponential size."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a "\d" in somebody's tests is no news of ours
+            tree, scopes = ast.parse(text), [symtable.symtable(text, what, "exec")]
+        heads = {node.name: f"{node.name}({ast.unparse(node.args)})"
+                 for node in tree.body if isinstance(node, ast.FunctionDef)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line, why = getattr(error, "lineno", "?"), str(error) or "nested too deeply"
+        raise InvalidRequest(f"{what} does not parse: line {line}: {why[:160]!r}") from None
+    for scope in scopes:  # the list grows as we go: every nested scope gets its turn
+        scopes += scope.get_children()
+    symbols = [symbol for scope in scopes for symbol in scope.get_symbols()
+               if scope is scopes[0] or symbol.is_global()]
+    return types.SimpleNamespace(
+        heads=heads, asserts=sum(isinstance(node, ast.Assert) for node in ast.walk(tree)),
+        imports={name.asname or name.name.partition(".")[0]: node for node in ast.walk(tree)
+                 if isinstance(node, (ast.Import, ast.ImportFrom)) for name in node.names},
+        reads={symbol.get_name() for symbol in symbols if symbol.is_referenced()},
+        defines={symbol.get_name() for symbol in symbols
+                 if symbol.is_assigned() or symbol.is_imported()})
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One exercise. Raises InvalidRequest when its tests could not measure anything."""
-
     task_id: str
     prompt: str = ""  # what the agent reads
     tests: str = ""  # hidden; each assert statement is one test. "": nothing to judge, never done
     setup: str = ""  # run in the agent's interpreter before the first step
     helpers: str = ""  # run by the judge before the tests, out of the candidate's reach
-    entry_point: str | None = None  # the function asked for, if it is just one
+    entry_point: str = ""  # the function asked for, if it is just one
     solution: str = ""  # a reference, never run, never shown: it tells which names are asked for
     difficulty: str = ""
     names: frozenset[str] = field(init=False)  # what the tests take from the candidate
@@ -374,71 +324,68 @@ class Task:
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            if not isinstance(value, str) and (key, value) != ("entry_point", None):
+            if not isinstance(value, str):
                 raise InvalidRequest(f"{key} must be a string, not {type(value).__name__}")
-            if (size := len(str(value).encode("utf-8", "replace"))) > LIMITS.tests_bytes:
+            if re.search(r"[\ud800-\udfff]", value):
+                raise InvalidRequest(f"{key} must be text for UTF-8: lone surrogates not allowed")
+            if (size := len(value.encode())) > LIMITS.tests_bytes:
                 raise InvalidRequest(f"{key} has {size} bytes; the limit is {LIMITS.tests_bytes}")
-        tests, helpers, setup, solution = (
-            _Source(key, getattr(self, key)) for key in ("tests", "helpers", "setup", "solution"))
+        tests, helpers, setup, solution = sources = [
+            _read(key, getattr(self, key)) for key in ("tests", "helpers", "setup", "solution")]
+        used = (tests.reads | helpers.reads) - tests.defines - helpers.defines
+        # The judge imports for itself: a candidate could teach its own `math.isclose` to lie.
         entry, lent = self.entry_point, {**solution.imports, **setup.imports}
-        own = {*tests.defines, *tests.imports, *helpers.defines, *helpers.imports}
-        used = (tests.reads | helpers.reads) - own  # the rest must come from elsewhere
+        lent = {name: lent[name] for name in lent if name in used and name != entry}
         # A solution may define what looks like a builtin (one of MBPP's is called `sum`). What no
         # one else provides must be the candidate's too, unless `import *` brings who knows what.
         names = used & (setup.defines | ({entry} if entry else solution.defines))
-        if "*" not in own | lent.keys():
-            names |= used - set(dir(builtins)) - lent.keys()
+        if not any("*" in source.imports for source in sources):
+            names |= used - set(dir(builtins))
+        names -= lent.keys()
         if self.tests and not tests.asserts:
             raise InvalidRequest("tests has no assert statement; each one counts as a test")
         if self.tests and not (entry in names if entry else names):
             raise InvalidRequest(f"tests ask the candidate for no name; entry_point: {entry!r:.40}")
-        capitals = {name for name in names - setup.defines - solution.defines if name[0].isupper()}
-        # The judge imports for itself: a candidate could teach its own `math.isclose` to lie.
-        imports = dict.fromkeys(lent[name] for name in sorted(used & lent.keys() - names))
+        capitals = {name for name in names if name[0].isupper()}
         vars(self).update(  # frozen for everyone else
-            names=frozenset(names), tests_total=tests.asserts,
-            classes=frozenset(names & (setup.classes | solution.classes | capitals)),
-            helpers="\n".join([*map(ast.unparse, imports), self.helpers]))
+            names=frozenset(names), classes=frozenset(capitals - solution.heads.keys()),
+            tests_total=tests.asserts,
+            helpers="\n".join([*map(ast.unparse, dict.fromkeys(lent.values())), self.helpers]))
 
     @classmethod
     def from_row(cls, row: Mapping[str, object], default_id: str = "inline") -> "Task":
         """The task in a row of HumanEval, of MBPP or of our own format, told apart by the keys.
         Others, and None, are ignored: trainers pass every column. Raises InvalidRequest."""
-
-        def text(key: str) -> str:
-            parts = row.get(key) or ""
-            parts = parts if isinstance(parts, (list, tuple)) else [parts]
-            if not all(isinstance(part, str) for part in parts):
-                raise InvalidRequest(f"{key} must be a string or a list of strings")
-            return "\n".join(parts)
-
-        task = {key: text(key) for key in ("prompt", "tests", "setup", "helpers", "solution")}
-        number, entry = row.get("task_id", default_id), text("entry_point")  # MBPP has numbers
-        if row.get("test_list"):  # MBPP; its challenge_test_list is not part of the benchmark
-            task |= {"tests": text("test_imports") + "\n" + text("test_list"), "helpers": "",
-                     "setup": text("test_setup_code"), "solution": text("code")}
-            names = cls(task_id="?", **task).names - _Source("", task["setup"]).defines
-            heads, entry = _Source("", task["solution"]).functions, ""
-            # MBPP shows its tests to say what to define. Ours stay hidden, so the prompt does.
+        row = collections.defaultdict(str, {
+            key: "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            for key, value in row.items() if value is not None})
+        own = "prompt", "tests", "setup", "helpers", "entry_point", "solution", "difficulty"
+        keys, task, number = [*row], {key: row[key] for key in own}, row["task_id"]
+        if row["test_list"]:  # MBPP shows its tests to say what to define; our prompts say it
+            tests = (str(row[key]) for key in ("test_imports", "test_list", "challenge_test_list"))
+            task |= {"tests": "\n".join(tests), "setup": row["test_setup_code"],
+                     "solution": row["code"]}
+            names = cls(task_id="?", **task).names - _read("setup", task["setup"]).defines
+            heads = _read("code", task["solution"]).heads
             define = " and ".join(f"`{heads.get(name, name)}`" for name in sorted(names))
-            task["prompt"] = f"{text('text') or task['prompt']}\n\nDefine {define}."
-        elif row.get("test") and entry:  # HumanEval: imports, helpers, and a head to complete
-            prompt, task["tests"] = task["prompt"], f"{text('test')}\n\ncheck({entry})\n"
-            above = re.split(rf"(?m)^(?:def|class) {re.escape(entry)}\b", prompt)[0]
+            task["prompt"] = f"{row['text'] or task['prompt']}\n\nDefine {define}."
+        elif row["test"] and (entry := row["entry_point"]):  # HumanEval: a head to complete
+            task["tests"] = f"{row['test']}\n\ncheck({entry})\n"
+            prompt, body = str(row["prompt"]), row["canonical_solution"] or "    pass"
+            above = re.split(rf"(?m)^(?:def|class) {re.escape(str(entry))}\b", prompt)[0]
             with contextlib.suppress(InvalidRequest):  # the prompts of its imitators may be prose
-                _Source("prompt", code := prompt + (text("canonical_solution") or "    pass"))
+                _read("prompt", code := f"{prompt}{body}")
                 task |= {"setup": above, "helpers": above, "solution": code}
         elif not task["tests"]:
             raise InvalidRequest("expected the key 'tests', or 'test_list' (MBPP), or 'test' and "
-                                 f"'entry_point' (HumanEval); got {[*row]!r:.80}")
-        return cls(task_id=str(number) if type(number) is int else number or default_id,
-                   entry_point=entry or None, difficulty=text("difficulty"), **task)
+                                 f"'entry_point' (HumanEval); got {keys!r:.80}")
+        return cls(task_id=str(number) if type(number) is int else number or default_id, **task)
 
 def load_tasks(path: str | Path) -> dict[str, Task]:
     """The tasks of a JSONL file (gzipped if its name ends in .gz) by task_id: all of them, or an
     InvalidRequest that names the file and the line. A bomb is read no further than the limit."""
-    path, number, left = Path(path), 0, LIMITS.task_file_bytes
-    tasks, lines = {}, {REPL.task_id: "0 (built in)"}
+    path, number, left, tasks = Path(path), 0, LIMITS.task_file_bytes, {}
+    lines = {"repl": 0}  # task_id -> line
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             while line := file.readline((limit := min(left, LIMITS.task_row_bytes)) + 1):
@@ -446,128 +393,109 @@ def load_tasks(path: str | Path) -> dict[str, Task]:
                 if len(line) > limit:
                     raise InvalidRequest(f"longer than the {limit} bytes that a line may have here")
                 if line.strip():
-                    row = {**json.loads(line.decode("utf-8-sig"))}
+                    if not isinstance(row := json.loads(line.decode("utf-8-sig")), dict):
+                        raise InvalidRequest(f"expected a JSON object, got {type(row).__name__}")
                     task = Task.from_row(row, default_id=f"{path.name}:{number}")
-                    if (other := lines.setdefault(task.task_id, number)) != number:
-                        raise InvalidRequest(f"task_id {task.task_id!r:.80} is on line {other} too")
+                    if (first := lines.setdefault(task.task_id, number)) != number:
+                        taken = f"the task_id {task.task_id!r:.80} is taken already"
+                        raise InvalidRequest(f"{taken}, by line {first}" if first else taken)
                     tasks[task.task_id] = task
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidRequest(f"cannot read the tasks file {path}: {error}") from None
-    except (ValueError, TypeError, RecursionError) as error:  # bad UTF-8, JSON, row or task
-        raise InvalidRequest(f"{path}, line {number}: {error}") from None
-    if not tasks:
-        raise InvalidRequest(f"{path} holds no tasks: expected one JSON object a line")
+        if not tasks:
+            raise InvalidRequest("it holds no tasks: expected one JSON object a line")
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
     return tasks
 
 REPL = Task(task_id="repl", prompt="A Python interpreter that keeps its state. There are no tests.")
 _REFUSES = """def refuses(error, function, *arguments):
     try: function(*arguments)
     except error: return True"""
-BUILTIN_TASKS = {task.task_id: task for task in [
-    Task(task_id="parse-duration", difficulty="easy", helpers=_REFUSES, prompt="""\
-Define `parse_duration(text)`: the seconds, an int, in a text like "1h30m" or " 2h 5s ". The parts
-are hours, minutes, seconds in this order, each at most once, at least one: digits 0-9 and then h,
-m or s. Spaces may surround a part, not split it. Raise ValueError for any other text.""", tests="""
-assert parse_duration("90s") == 90 and parse_duration("0h0m0s") == 0
+BUILTIN_TASKS = {name: Task(task_id=name, difficulty=level, prompt=prompt, tests=tests,
+                            helpers=_REFUSES) for name, level, prompt, tests in [
+("parse-duration", "easy", """Define `parse_duration(text)`: the seconds, an int, in a text like
+"1h30m" or " 2h 5s ". Its parts are hours, minutes, seconds in this order, each at most once, at
+least one: digits 0-9, then h, m or s. Spaces may surround a part, not split it. Raise ValueError
+for any other text.""", """assert parse_duration("90s") == 90 and parse_duration("0h0m0s") == 0
 assert parse_duration("1h30m") == 5400 and parse_duration("100m") == 6000
 assert parse_duration(" 2h 5s ") == 7205
 assert refuses(ValueError, parse_duration, " ") and refuses(ValueError, parse_duration, "5")
-assert refuses(ValueError, parse_duration, "1m1h") and refuses(ValueError, parse_duration, "1s2s")
-assert refuses(ValueError, parse_duration, "-s") and refuses(ValueError, parse_duration, "1 s")"""),
-    Task(task_id="clean-people", difficulty="easy", prompt="""\
-Define `clean(rows)`. A row is a dict of strings: "name", "email", perhaps "age". Return new dicts
-in a list: name without outer spaces, inner runs of them made one; email stripped, in lower case;
-age an int, or None if not all digits or over 150. Drop rows whose email has not exactly one "@",
-with text on both sides. For rows with the same email return just the first, with the first age
-that is not None among them. Keep the order and leave the input as it is.""", tests="""
-rows = [{"name": " Ada  B ", "email": " A@x.org ", "age": "36"}, {"name": "Bo", "email": "b@b"},
-        {"name": "X", "email": "B@b", "age": "7"}, {"name": "Y", "email": "b@b", "age": "8"}]
-before = str(rows)
-assert clean(rows[:1]) == [{"name": "Ada B", "email": "a@x.org", "age": 36}]
-assert clean([{"name": "B", "email": e} for e in ("", "b", "@b", "b@", "b@@b", "a@b@c")]) == []
-ages = [{"name": "C", "email": f"c@{a}!", "age": a} for a in ("0", "150", "151", "-3", "4.5", "")]
-assert [person["age"] for person in clean(ages)] == [0, 150, None, None, None, None]
-assert [person["name"] for person in clean(rows)] == ["Ada B", "Bo"]
-assert {person["email"]: person["age"] for person in clean(rows)} == {"a@x.org": 36, "b@b": 7}
-assert clean(rows) and str(rows) == before"""),
-    Task(task_id="build-order", difficulty="medium", helpers=_REFUSES, prompt="""\
-Define `build_order(needs)`: a dict from a package to a list of those it needs, which may not be
-keys. Return the list of all packages, each after what it needs; where several could come next,
-the alphabetically first does. Raise ValueError for a cycle. Chains may be long.""", tests="""
-assert build_order({}) == [] and build_order({"b": [], "a": []}) == ["a", "b"]
+assert all(refuses(ValueError, parse_duration, text) for text in ("1m1h", "1s2s", "-s", "1 s"))"""),
+("clean-people", "easy", """Define `clean(rows)`. A row is a dict of strings: "name", "email",
+perhaps "age". Return new dicts in a list: name without outer spaces, inner runs of them made one;
+email stripped, in lower case; age an int, or None if not all digits or over 150. Drop rows whose
+email has not one "@" with text on both sides. Of rows with the same email keep the first, with
+the first age that is not None among them. Leave the input as it is.""", """
+rows = [{"name": f" Ada  {age}", "email": email, "age": age} for email, age in (
+    (" A@x.org ", "36"), ("b@b", ""), ("B@b", "7"), ("b@b", "8"), ("c@c", "150"), ("a@", "151"))]
+before, bad = str(rows), [{"name": "", "email": email} for email in ("", "b", "@b", "b@@b", "@")]
+assert [person["name"] for person in clean(rows)] == ["Ada 36", "Ada", "Ada 150"]
+assert [person["email"] for person in clean(rows)] == ["a@x.org", "b@b", "c@c"]
+assert [person["age"] for person in clean(rows)] == [36, 7, 150] and str(rows) == before
+assert [clean([{**rows[0], "age": age}])[0]["age"] for age in ("151", "-3", "4.5")] == [None] * 3
+assert clean(bad) == [] and clean([{"name": "Z", "email": "z@z"}])[0]["age"] is None"""),
+("build-order", "medium", """Define `build_order(needs)`: a dict from a package to a list of those
+it needs, which may not be keys. Return the list of all packages, each after what it needs; where
+several could come next, the alphabetically first does. Raise ValueError for a cycle. Chains may be
+long.""", """assert build_order({}) == [] and build_order({"b": [], "a": []}) == ["a", "b"]
 assert build_order({"app": ["lib"], "lib": ["core"]}) == ["core", "lib", "app"]
 assert build_order({"c": ["a"], "b": ["a"], "d": []}) == ["a", "b", "c", "d"]
 assert build_order({"a": ["z", "z"], "m": [], "y": ["a"]}) == ["m", "z", "a", "y"]
 assert refuses(ValueError, build_order, {"a": ["b"], "b": ["c"], "c": ["b"], "d": []})
 assert build_order({f"{i:04}": [f"{i + 1:04}"] for i in range(3000)})[:2] == ["3000", "2999"]"""),
-    Task(task_id="fix-means", difficulty="medium", helpers=_REFUSES, prompt="""\
-`means(values, size)` should return the means of each run of `size` values (the last may be
-shorter), and raise ValueError for a size below 1. Define it without these bugs:
+("fix-means", "medium", """`means(values, size)` should return the mean of each run of `size`
+values (the last may be shorter), and raise ValueError for a size below 1. Define it without bugs:
 
 def means(values, size, out=[]):
-    for i in range(0, len(values) - size, size):
-        out.append(sum(values[i:i + size]) / size)
-    return out""", tests="""
-assert means([], 3) == []
+    for i in range(0, len(values) - size, size): out.append(sum(values[i:i + size]) / size)
+    return out""", """assert means([], 3) == []
 assert means([1, 2, 3, 4], 2) == [1.5, 3.5]
-assert means([5, 7, 9], 1) == [5, 7, 9] and means([5, 7, 9], 1) == [5, 7, 9]
-assert means([1, 2, 3, 4, 9], 2) == [1.5, 3.5, 9]
-assert means([4, 8], 5) == [6]
+assert means([5, 7, 9], 1) == [5, 7, 9] == means([5, 7, 9], 1)
+assert means([1, 2, 3, 4, 9], 2) == [1.5, 3.5, 9] and means([4, 8], 5) == [6]
 assert refuses(ValueError, means, [1, 2], 0) and refuses(ValueError, means, [], -1)"""),
-    Task(task_id="ledger", difficulty="hard", helpers=_REFUSES, prompt="""\
-Define a class `Ledger()` of accounts by name: `deposit(name, amount)` and `transfer(source, target,
-amount)` open the account they pay into, `balance(name)` tells what it holds. To ask or pay from one
-that is not open raises KeyError; an amount below 1, or above what the source holds, ValueError; a
-failed call changes nothing. `undo()` takes back the latest deposit or transfer not yet undone, and
-what it opened, or raises IndexError. `len()` and `in` see the open accounts.""", tests="""
-one, two = Ledger(), Ledger()
+("ledger", "hard", """Define a class `Ledger()` of accounts by name: `deposit(name, amount)` and
+`transfer(source, target, amount)` open the account they pay into, `balance(name)` tells what it
+holds. To ask or pay from one that is not open raises KeyError; an amount below 1, or above what the
+source holds, ValueError; a failed call changes nothing. `undo()` takes back the latest deposit or
+transfer not yet undone, and what it opened, or raises IndexError. `len()` and `in` see the open
+accounts.""", """one, two = Ledger(), Ledger()
 for amount in (20, 30): one.deposit("ann", amount)
 assert (one.balance("ann"), len(one), len(two)) == (50, 1, 0) and "ann" in one
-assert refuses(KeyError, one.balance, "bob") and refuses(IndexError, two.undo)
+assert refuses(KeyError, one.balance, "bob") and refuses(KeyError, one.transfer, "bob", "ann", 1)
 assert refuses(ValueError, one.deposit, "bob", 0) and "bob" not in one
-assert refuses(ValueError, one.transfer, "ann", "bob", 51) and len(one) == 1
-assert refuses(KeyError, one.transfer, "bob", "ann", 1) and one.balance("ann") == 50
+assert refuses(ValueError, one.transfer, "ann", "bob", 51) and one.balance("ann") == 50
 one.transfer("ann", "bob", 50)
 assert (one.balance("ann"), one.balance("bob"), len(one)) == (0, 50, 2)
-one.undo()
-assert one.balance("ann") == 50 and "bob" not in one
-for _ in range(2): one.undo()
-assert len(one) == 0 and refuses(IndexError, one.undo)"""),
-]}
+for _ in range(3): one.undo()
+assert len(one) == 0 and refuses(IndexError, one.undo)""")]}
 
 # ═══ 4. Worker ════════════════════════════════════════════════════════════════════════════════════
 # The program of every other process. It stands alone, imports included: its source, from this
 # banner to the next, is all of ours that the zygote and its children ever hold.
 
 import ast, builtins, collections, contextlib, ctypes, datetime, decimal, errno, fractions, gc
-import itertools, json, linecache, operator, os, random, re, resource, select, signal, socket, stat
+import itertools, json, linecache, operator, os, random, re, resource, select, signal, socket
 import struct, sys, traceback, types
 
 FRAME_BYTES = 16 * 2**20  # of one frame between two processes; checked before buffering
 NODES, DEPTH = 1_000_000, 100  # of one value between judge and understudy, sharing expanded
-INT_DIGITS = 250_000  # hexadecimal, of an int between them
-REFERENCES = 100_000  # objects that one of them may hold for the other
+INT_DIGITS, REFERENCES = 250_000, 100_000  # hexadecimal digits; objects held for the other end
 
-def send_frame(sock: socket.socket, message: object) -> None:
+def frame(message: object) -> bytes:
     body = json.dumps(message).encode()
     if len(body) > FRAME_BYTES:
         raise ValueError(f"a frame of {len(body)} bytes; at most {FRAME_BYTES} can be sent")
-    sock.sendall(struct.pack(">I", len(body)) + body)
+    return len(body).to_bytes(4, "big") + body
 
-def receive_frame(sock: socket.socket) -> object:
+def receive_frame(sock: socket.socket):
     """The next frame; EOFError when the other end is gone, ValueError when it talks nonsense."""
-    def receive(size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            if not (chunk := sock.recv(min(size - len(data), 2**20))):
-                raise EOFError("the other end is gone")
-            data += chunk
-        return bytes(data)
-
-    size = struct.unpack(">I", receive(4))[0]
-    if size > FRAME_BYTES:
-        raise ValueError(f"a frame of {size} bytes announced; at most {FRAME_BYTES} are read")
-    return json.loads(receive(size))
+    data, size = b"", 4
+    while len(data) < size:
+        if not (chunk := sock.recv(size - len(data), socket.MSG_WAITALL)):
+            raise EOFError("the other end is gone")
+        data += chunk
+        if len(data) == 4 and (size := 4 + int.from_bytes(data, "big")) > FRAME_BYTES:
+            raise ValueError(f"a frame of {size} bytes announced; at most {FRAME_BYTES} are read")
+    return json.loads(data[4:].decode())
 
 # ─── Giving up privileges ───
 
@@ -613,8 +541,8 @@ ALLOW clocks, timers and questions about itself; limits are read (no pointer to 
   getegid 108 177, uname 63 160, getrandom 318 278, getrusage 98 165, getrlimit 97 163,
   umask 95 166, wait4 61 260, prlimit64 302 261 | arg0: SELF=0 | arg2: NULL=0 | arg2.high: NULL=0
 """
-NEWEST_CALL = 470  # of Linux 6.19; a later one answers ENOSYS, so that libc falls back to an older
 MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # the table's column, AUDIT_ARCH
+NEWEST_CALL = 470  # of Linux 6.19; a later one answers ENOSYS, so that libc falls back to an older
 LOAD, AND, JUMP, IF_EQUAL, IF_NOT_BELOW, IF_BITS, RETURN = 0x20, 0x54, 0x05, 0x15, 0x35, 0x45, 0x06
 KILL, FAIL = 0x80000000, 0x50000  # SECCOMP_RET_KILL_PROCESS; SECCOMP_RET_ERRNO, to add the errno to
 PID = int.from_bytes(b"<pid", "little")  # stands in for it, until a worker knows its own
@@ -629,10 +557,13 @@ def _condition(text: str, then: list) -> list:
             (AND, 0, 0, int(mask or "0xffffffff", 0)), *hits, (JUMP, 0, 0, len(then)), *then]
 
 def build_filter(machine: str) -> list:
-    """The seccomp program as (code, distance if true, distance if false, operand)."""
+    """The seccomp program as (code, distance if true, distance if false, operand). It asks for one
+    call after another: the kernel remembers which are always allowed, and runs it for no such."""
     column, architecture = MACHINES[machine]
-    refuse, absent = [(RETURN, 0, 0, FAIL + errno.EPERM)], [(RETURN, 0, 0, FAIL + errno.ENOSYS)]
-    calls = {435: absent, NEWEST_CALL + 1: absent}  # no filter can see clone3's flags, but clone's
+    program = [(LOAD, 0, 0, 4), (IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL),  # int 0x80
+               (LOAD, 0, 0, 0), (IF_BITS, 0, 1, 0x40000000), (RETURN, 0, 0, KILL),  # x32
+               (IF_EQUAL, 1, 0, 435), (IF_NOT_BELOW, 0, 1, NEWEST_CALL + 1),  # clone3 hides flags
+               (RETURN, 0, 0, FAIL + errno.ENOSYS)]
     for answer, lines in re.findall(r"^([A-Z]+).*\n((?: .*\n)+)", SYSTEM_CALLS, re.M):
         for line in " ".join(lines.split()).split(", "):
             call, *conditions = line.split(" | ")
@@ -640,15 +571,8 @@ def build_filter(machine: str) -> list:
                 code = [(RETURN, 0, 0, ANSWERS[answer])]
                 for condition in reversed(conditions):
                     code = _condition(condition, code)
-                calls[int(number)] = code + calls.get(int(number), refuse) if conditions else code
-    answers = [calls.get(number, refuse) for number in range(NEWEST_CALL + 2)]
-    tree = [(i, code) for i, code in enumerate(answers) if i == 0 or code != answers[i - 1]]
-    while len(tree) > 1:  # neighbours into one, to a binary search; JUMP reaches any distance
-        pairs = [(first, [(IF_NOT_BELOW, 0, 1, second), (JUMP, 0, 0, len(below)), *below, *above])
-                 for (first, below), (second, above) in zip(tree[::2], tree[1::2])]
-        tree = pairs + tree[2 * len(pairs):]
-    return [(LOAD, 0, 0, 4), (IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL),  # int 0x80
-            (LOAD, 0, 0, 0), (IF_BITS, 0, 1, 0x40000000), (RETURN, 0, 0, KILL), *tree[0][1]]  # x32
+                program += [(LOAD, 0, 0, 0), (IF_EQUAL, 0, len(code), int(number)), *code]
+    return [*program, (RETURN, 0, 0, FAIL + errno.EPERM)]
 
 LINUX, LIBC = sys.platform == "linux", ctypes.CDLL(None, use_errno=True)
 if LINUX:
@@ -657,8 +581,8 @@ if LINUX:
     LIBC.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p, *[ctypes.c_ulong] * 2]
 LANDLOCK_ABI = max(0, LIBC.syscall(444, 0, 0, 1, 0)) if LINUX else 0
 # PR_GET_SECCOMP fails where there is none; a 32-bit interpreter has other numbers.
-MACHINE = os.uname().machine if LINUX and LIBC.prctl(21, 0, None, 0, 0) >= 0 else "no seccomp"
-PROGRAM = build_filter(MACHINE) if MACHINE in MACHINES and sys.maxsize > 2**32 else []
+SECCOMP = LINUX and LIBC.prctl(21, 0, None, 0, 0) >= 0 and sys.maxsize > 2**32
+PROGRAM = build_filter(os.uname().machine) if SECCOMP and os.uname().machine in MACHINES else []
 FILTER = b"".join(struct.pack("HBBI", *instruction) for instruction in PROGRAM)
 WRITE_FILE, READ_FILE, READ_DIR = 2, 4, 8  # of Landlock's rights, of which an ABI knows the first:
 KNOWN_RIGHTS = (1 << (0, 13, 14, 15, 15, 16)[min(LANDLOCK_ABI, 5)]) - 1
@@ -667,48 +591,37 @@ OWN_DIRECTORY = sum(1 << bit for bit in (1, 2, 3, 4, 5, 7, 8, 12, 13, 14))
 
 def open_readable(hidden: list[str]) -> list[tuple[int, int]]:
     """O_PATH descriptors of what a worker may read, with their Landlock rights: all but `hidden`.
-
-    Rules only add, so directories that lead to a hidden path (a file or directory) may just be
-    listed, and their other entries are granted one by one.
-    """
+    Rules only add, so a folder above something hidden is but listed, and its entries go singly."""
     paths = [*filter(os.path.isabs, sys.path), sys.base_prefix + "/lib", "/lib", "/lib64",
              "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/zoneinfo",
              "/etc/localtime", "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
-    trees = {*map(os.path.realpath, paths)} if LANDLOCK_ABI else set()
-    hidden, granted = {*map(os.path.realpath, hidden)}, []
-
-    def grant(path: str) -> None:
-        if path in hidden or os.path.islink(path) or not os.path.exists(path):
-            return  # a link's target must be granted for its own sake
-        fd, rights = os.open(path, os.O_PATH | os.O_NOFOLLOW), READ_FILE | READ_DIR
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            rights = READ_FILE | (WRITE_FILE if path == "/dev/null" else 0)
-        elif any(file.startswith(path + "/") for file in hidden):
-            rights = READ_DIR
-            for name in os.listdir(path):
-                grant(os.path.join(path, name))
-        granted.append((fd, rights))
-
-    for path in trees:
-        if not any(path.startswith(tree + "/") for tree in trees):  # else it comes with that one
-            grant(path)
-    return granted
+    paths = [*map(os.path.realpath, paths)] if LANDLOCK_ABI else []
+    hidden, granted = [os.path.realpath(path) + "/" for path in hidden], {}
+    for path in paths:  # the list grows as we go; a link's target must be granted for its own sake
+        inside = any(f"{path}/".startswith(place) for place in hidden)
+        if inside or path in granted or os.path.islink(path) or not os.path.exists(path):
+            continue
+        rights = READ_FILE | (WRITE_FILE if path == "/dev/null" else 0)
+        if os.path.isdir(path):
+            above = any(place.startswith(f"{path}/") for place in hidden)
+            paths += [os.path.join(path, name) for name in os.listdir(path)] if above else []
+            rights = READ_DIR if above else READ_DIR | READ_FILE
+        granted[path] = os.open(path, os.O_PATH | os.O_NOFOLLOW), rights
+    return [*granted.values()]
 
 def lock_down(readable: list, directory: "str | None", limits: dict, filtered: bool = True) -> None:
-    """Give up all but reading `readable` (closed here), writing in `directory`, and `limits`.
-
-    In a fresh child with one thread; `limits` go by the names of resource.RLIMIT_*. What the
-    machine lacks is left out (probe() tells what); what it has and fails raises OSError.
-    """
+    """Give up all but reading `readable` (closed here), writing in `directory`, and `limits`, which
+    go by the names of resource.RLIMIT_*. In a fresh child with one thread. What the machine lacks
+    is left out (probe() tells what); what it has and fails raises OSError."""
     def check(result: int) -> int:
         if result < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            raise OSError(number := ctypes.get_errno(), os.strerror(number))
         return result
+
     os.nice(5)
     if LINUX:
-        with contextlib.suppress(OSError):  # the first to go when memory runs out
-            os.write(fd := os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"1000")
-            os.close(fd)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # the first to go when memory runs out
         check(LIBC.prctl(38, 1, None, 0, 0))  # NO_NEW_PRIVS: Landlock and seccomp ask for it
         # Of root's capabilities only DAC_READ_SEARCH stays: the interpreter may be another user's.
         version = struct.pack("Ii", 0x20080522, 0)
@@ -723,9 +636,8 @@ def lock_down(readable: list, directory: "str | None", limits: dict, filtered: b
             struct.pack_into("=Qi", buffer, 0, rights & files, fd)
             check(LIBC.syscall(445, rules, 1, ctypes.addressof(buffer), 0))  # _add_rule
         check(LIBC.syscall(446, rules, LANDLOCK_ABI >= 7, 0, 0))  # _restrict_self; 1: log nothing
-        os.close(rules)
-    for fd, _ in readable:
-        os.close(fd)
+        for fd in (rules, *(fd for fd, _ in readable)):
+            os.close(fd)
     # After Landlock, whose descriptors may have numbers above NOFILE
     for name, value in {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64, **limits}.items():
         if (kind := getattr(resource, "RLIMIT_" + name, None)) is not None:
@@ -750,40 +662,44 @@ def probe() -> dict:
                      resource.getrlimit(resource.RLIMIT_NOFILE) == (16, 16)]
         finally:
             os._exit(sum(yes << bit for bit, yes in enumerate(found)))
-    status = os.WEXITSTATUS(os.waitpid(child, 0)[1])
+    status = os.waitpid(child, 0)[1] >> 8
     return {"seccomp": bool(status & 1), "landlock": LANDLOCK_ABI if status & 2 else 0,
             "no_new_privs": bool(status & 4), "rlimits": bool(status & 8)}
+
+def pipe_pair(*_: object) -> tuple:
+    """socket.socketpair() for asyncio alone, which needs no more of it than a pipe to wake up by."""
+    if not sys._getframe(1).f_globals.get("__name__", "").startswith("asyncio."):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    def end(fd: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            fileno=lambda: fd, close=lambda: os.close(fd), recv=lambda size: os.read(fd, size),
+            send=lambda data: os.write(fd, data), setblocking=lambda on: os.set_blocking(fd, on))
+    return tuple(map(end, os.pipe()))
 
 # ─── Plain data between judge and understudy ───
 
 class Remote:
-    """The judge's handle on an object that lives in the understudy.
+    """A handle on an object of the other end; the judge's, on what lives in the understudy.
 
-    Its operators show it the test's operands only where it is an instance of a class that the task
-    itself names (`_open`): what a function returned could answer `== 3.14` with a lie, or learn
-    from `- 3.14` what to answer. Attributes, items, calls and iteration always go through.
+    Its operators show that object the test's operands only where it is an instance of a class that
+    the task itself names (`_open`): what a function returned could answer `== 3.14` with a lie, or
+    learn from `- 3.14` what to answer. Attributes, items, calls and iteration always go through.
     """
 
-    __slots__ = ("_peer", "_number", "_open", "_makes_open")
+    __slots__ = "_peer", "_number", "_open"
 
-    def __init__(self, peer: "Peer", number: int):
-        self._peer, self._number, self._open, self._makes_open = peer, number, False, False
+    def __init__(self, peer: "Peer", number: int, is_open: bool = False):
+        for name, value in zip(Remote.__slots__, (peer, number, is_open)):
+            object.__setattr__(self, name, value)
 
     def __call__(self, *args, **kwargs):
         made = self._peer.request("call", self, *args, **kwargs)
-        if self._makes_open and type(made) is Remote:
-            made._open = True
-        return made
+        return Remote(self._peer, made._number, True) if self._open and type(made) is Remote else made
 
     def __getattr__(self, name):
         if name.startswith("__") and name not in ("__name__", "__doc__", "__dict__"):
             raise AttributeError(name)  # copy and pickle ask for protocols that we do not have
         return self._peer.request("getattr", self, name)
-
-    def __setattr__(self, name, value):
-        if name in Remote.__slots__:
-            return object.__setattr__(self, name, value)
-        self._peer.request("setattr", self, name, value)
 
     def __contains__(self, item):
         if self._open:
@@ -800,36 +716,20 @@ def _operator(name: str, guarded: bool, swapped: bool = False):
         return self._peer.request(name, *((*operands, self) if swapped else (self, *operands)))
     return method
 
-# What one end may ask of the other's objects; of the judge's only the first three.
-OPERATIONS = {"call": lambda f, *args, **kwargs: f(*args, **kwargs), "iter": iter, "next": next,
-              "enter": lambda o: o.__enter__(), "exit": lambda o, *error: o.__exit__(*error)}
-for _name in "len str repr bool hash int float reversed abs round dir".split():
-    OPERATIONS[_name] = getattr(builtins, _name)
-for _name in "getitem setitem delitem index neg".split():
-    OPERATIONS[_name] = getattr(operator, _name)
-for _name in OPERATIONS.keys() - {"call"}:
+# What one end may ask of the other's objects; of the judge's, only what is PUBLIC.
+OPERATIONS = {name: getattr(builtins, name) for name in
+              "iter next len str repr bool hash int float reversed abs round dir setattr".split()}
+OPERATIONS |= {name: getattr(operator, name) for name in "getitem setitem delitem index neg".split()}
+OPERATIONS |= {"enter": lambda o: o.__enter__(), "exit": lambda o, *error: o.__exit__(*error)}
+PUBLIC = {"call", "iter", "next", "bool", "hash", "str", "repr"}
+for _name in OPERATIONS:
     setattr(Remote, f"__{_name}__", _operator(_name, guarded=False))
 for _name in "eq lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor".split():
     OPERATIONS[_name] = getattr(operator, f"__{_name}__")
     setattr(Remote, f"__{_name}__", _operator(_name, guarded=True))
     setattr(Remote, f"__r{_name}__", _operator(_name, guarded=True, swapped=True))
-OPERATIONS |= {"getattr": getattr, "setattr": setattr, "isinstance": isinstance,
-               "contains": operator.contains}
-
-class Callback:
-    """The understudy's handle on a callable or an iterator of the test's."""
-
-    def __init__(self, peer: "Peer", number: int):
-        self._peer, self._number = peer, number
-
-    def __call__(self, *args, **kwargs):
-        return self._peer.request("call", self, *args, **kwargs)
-
-    def __iter__(self):
-        return self._peer.request("iter", self)
-
-    def __next__(self):
-        return self._peer.request("next", self)
+OPERATIONS |= {"getattr": getattr, "isinstance": isinstance, "contains": operator.contains,
+               "call": lambda f, *args, **kwargs: f(*args, **kwargs)}
 
 def _big_int(digits: str) -> int:
     if len(digits) > INT_DIGITS:
@@ -857,8 +757,8 @@ REBUILT = {
     fractions.Fraction: (lambda v: (v.numerator, v.denominator), fractions.Fraction),
 }
 MAKERS = {kind.__name__: make for kind, (_, make) in REBUILT.items()}
-CONTAINERS = {"list": list, "dict": dict, "set": set}
-PLAIN = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
+CONTAINERS = {"list": list, "dict": dict, "set": set}  # which may be changed in place
+PLAIN = int, float, complex, str, bytes, list, tuple, set, frozenset, dict
 EXCEPTIONS = {name: kind for name, kind in vars(builtins).items()
               if isinstance(kind, type) and issubclass(kind, BaseException)}
 
@@ -879,29 +779,30 @@ class Peer:
     """
 
     def __init__(self, sock: socket.socket, trusted: bool):
-        self.sock, self.trusted = sock, trusted  # trusted: this end is the judge
-        self.objects: list = []  # ours, which the other end knows by their place here
-        self.numbers: dict[int, int] = {}  # id of such an object -> its place
-        self.remotes: dict[int, object] = {}  # theirs, by number: one handle each, so `is` works
-        self.broken = ""
+        self.sock, self.trusted, self.broken = sock, trusted, ""  # trusted: this end is the judge
+        self.ours: list = []  # objects that the other end knows by their number, their place here
+        self.numbers: dict[int, int] = {}  # id of such an object -> its number
+        self.theirs: dict[int, object] = {}  # by number: one handle each, so that `is` works
 
     def request(self, name: str, *args, **kwargs):
         """Ask the other end for one operation; meanwhile it may call our callables back."""
         if self.broken:
             raise ConnectionError(self.broken)
         shared: list = []  # the mutable containers of this call
-        message = [name, self.encode((args, kwargs), shared)]
+        message = frame([name, self.encode((args, kwargs), shared)])
         try:
-            send_frame(self.sock, message)
+            self.sock.sendall(message)
             while (reply := receive_frame(self.sock))[0] not in ("return", "raise"):
                 self.answer(reply)
             result, _ = self.decode(reply[1], shared)
         except Exception as error:
             self.broken = f"the line to the graded code is broken: {error}"
             raise ConnectionError(self.broken) from None
-        if reply[0] == "raise" and isinstance(result, BaseException):
-            raise result
-        return result
+        if reply[0] == "return" or not isinstance(result, BaseException):
+            return result
+        if isinstance(result, StopIteration) and name != "next":
+            raise RuntimeError("StopIteration")  # all(map(f, ...)) would take it for its own end
+        raise result
 
     def answer(self, message: list) -> None:
         """Carry out one request of the other end and send the outcome."""
@@ -909,23 +810,23 @@ class Peer:
         try:
             name, wire = message
             args, kwargs = self.decode(wire, shared)
-            if self.trusted and name not in ("call", "iter", "next"):
+            if self.trusted and name not in PUBLIC:
                 raise TypeError(f"{name} of an object of the test's is not to be had")
             kind, value = "return", OPERATIONS[name](*args, **kwargs)
         except TimeUp:
             raise
         except BaseException as error:
             kind, value = "raise", error
-        known = {id(container): number for number, container in enumerate(shared)}
         try:
-            reply = [kind, self.encode((value, (*shared,)), shared, known)]
+            reply = frame([kind, self.encode((value, (*shared,)), shared)])
         except Exception as error:  # too much, a cycle, or an object that will not be looked at
-            reply = ["raise", self.encode((ValueError(str(error)), ()), [])]
-        send_frame(self.sock, reply)
+            reply = frame(["raise", self.encode((ValueError(str(error)[:200]), ()), [])])
+        self.sock.sendall(reply)
 
-    def encode(self, value: object, shared: list, known: dict[int, int] = {}):
-        """`value` for the wire; `known` are the numbers, by id, of the call that this answers."""
-        budget, done = NODES, {}  # done: the containers sent so far, each whole and once
+    def encode(self, value: object, shared: list):
+        """`value` for the wire. `shared`: the containers of the call that this answers, so far."""
+        budget, done = NODES, set()  # done: ids of the containers sent, each whole and once
+        numbers = {id(container): number for number, container in enumerate(shared)}
 
         def walk(value, depth):
             nonlocal budget
@@ -935,17 +836,18 @@ class Peer:
                 raise ValueError("too large, too deep or cyclic a value for a test")
             if value is None or kind in (bool, float, str) or kind is int and abs(value) < 2**53:
                 return value
-            if kind.__name__ in CONTAINERS and kind is CONTAINERS[kind.__name__]:
-                if id(value) in done:
-                    return ["@", done[id(value)]]
-                number = done[id(value)] = known.get(id(value), len(shared))
+            if kind in (list, dict, set):
+                number = numbers.setdefault(id(value), len(shared))
                 if number == len(shared):
                     shared.append(value)  # which also keeps its id from being another's
+                if number in done:
+                    return ["@", number]
+                done.add(number)
                 items = itertools.chain.from_iterable(value.items()) if kind is dict else value
                 return [kind.__name__, number, *[walk(item, down) for item in items]]
             if kind in REBUILT:
                 return [kind.__name__, *[walk(arg, down) for arg in REBUILT[kind][0](value)]]
-            if kind in (Remote, Callback):
+            if kind is Remote:
                 return ["own", value._number]
             if isinstance(value, type) and issubclass(value, BaseException):
                 if EXCEPTIONS.get(value.__name__) is value:
@@ -953,8 +855,8 @@ class Peer:
                 base = next(base for base in value.__bases__ if issubclass(base, BaseException))
                 return ["class", value.__name__, self.number(value), walk(base, down)]
             if isinstance(value, BaseException):
-                args = [a if type(a) in (str, bool, float) else str(a) for a in value.args[:9]]
-                return ["error", walk(kind, down), self.number(value), *args]
+                args = [a if a is None or type(a) in (bool, *PLAIN) else str(a) for a in value.args]
+                return ["error", walk(kind, down), self.number(value), *[walk(a, down) for a in args]]
             if isinstance(value, tuple) and hasattr(kind, "_fields"):
                 return ["named", kind.__name__, [*kind._fields], *[walk(v, down) for v in value]]
             for base in PLAIN:  # a subclass crosses as what it holds; its methods stay behind
@@ -965,11 +867,11 @@ class Peer:
         return walk(value, 0)
 
     def number(self, value: object) -> int:
-        number = self.numbers.setdefault(id(value), len(self.objects))
-        if number == len(self.objects):
+        number = self.numbers.setdefault(id(value), len(self.ours))
+        if number == len(self.ours):
             if number >= REFERENCES:
                 raise ValueError(f"more than {REFERENCES} objects")
-            self.objects.append(value)
+            self.ours.append(value)
         return number
 
     def decode(self, wire: object, shared: list):
@@ -977,64 +879,69 @@ class Peer:
         budget, changes = NODES, []
         sizes: dict[int, float] = {}  # nodes below a container: what one more mention of it costs
 
-        def build(wire, depth):
+        def spend(nodes: float, depth: int = 0) -> None:
             nonlocal budget
-            budget -= 1
+            budget -= nodes
             if budget < 0 or depth > DEPTH:
-                raise ValueError("too large or too deep a value")
+                raise ValueError("too large, too deep or cyclic a value")
+
+        def build(wire, depth):
+            spend(1, depth)
             if not isinstance(wire, list):
                 return wire
-            tag, *rest = wire
+            tag, first, down = wire[0], wire[1] if wire[1:] else None, depth + 1
+            if tag in MAKERS:
+                return MAKERS[tag](*[build(arg, down) for arg in wire[1:]])
             if tag in CONTAINERS:
-                number, before, new = rest[0], budget, rest[0] == len(shared)
+                before, new = budget, first == len(shared)
                 if new:  # begun before its items, which are numbered after it
                     shared.append(CONTAINERS[tag]())
-                if number in sizes or type(shared[number]) is not CONTAINERS[tag]:
+                if first in sizes or type(shared[first]) is not CONTAINERS[tag]:
                     raise ValueError("a container out of order")
-                sizes[number] = float("inf")  # until it is whole: a cycle breaks the budget
-                items = [build(item, depth + 1) for item in rest[1:]]
-                sizes[number] = before - budget
+                sizes[first] = float("inf")  # until it is whole: a cycle breaks the budget
+                change = shared[first], [build(item, down) for item in wire[2:]]
+                sizes[first] = before - budget
                 if new:
-                    refill(shared[number], items)
-                else:  # what is there stays as it is until all of the message proved sound
-                    changes.append((shared[number], items))
-                return shared[number]
+                    refill(*change)
+                else:  # it stays as it is until all of the message proved sound
+                    changes.append(change)
+                return shared[first]
             if tag == "@":
-                budget -= sizes[rest[0]]
-                return build(None, depth) or shared[rest[0]]  # None: looks at the budget, no more
-            if tag in MAKERS:
-                return MAKERS[tag](*[build(arg, depth + 1) for arg in rest])
+                spend(sizes[first])
+                return shared[first]
             if tag == "own":
-                return self.objects[rest[0]]
+                return self.ours[first]
             if tag == "ref":
-                make = Remote if self.trusted else Callback
-                return self.remotes.setdefault(rest[0], make(self, rest[0]))
+                return self.theirs.setdefault(first, Remote(self, first))
             if tag == "named":  # of identifiers only: namedtuple() sees to that
-                kind = collections.namedtuple(rest[0], rest[1][:255], rename=True)
-                return kind(*[build(item, depth + 1) for item in rest[2:]])
+                kind = collections.namedtuple(first, wire[2][:255], rename=True)
+                return kind(*[build(item, down) for item in wire[3:]])
             if tag == "class":
-                if len(rest) > 1 and rest[1] not in self.remotes:
-                    self.remotes[rest[1]] = self.stand_in(rest[0], build(rest[2], depth + 1))
-                return self.remotes[rest[1]] if len(rest) > 1 else EXCEPTIONS[rest[0]]
+                if len(wire) == 2:
+                    return EXCEPTIONS[first]
+                if wire[2] not in self.theirs:
+                    self.theirs[wire[2]] = self.stand_in(first, build(wire[3], down))
+                return self.theirs[wire[2]]
             if tag == "error":
-                kind = build(rest[0], depth + 1)
-                kind = Exception if kind.__name__.endswith("ExceptionGroup") else kind
-                error = kind.__new__(kind)
-                error.args, error.__dict__["_number"] = tuple(rest[2:]), rest[1]
+                kind = build(first, down)
+                group = kind.__name__.endswith("ExceptionGroup")  # which needs arguments
+                error = kind("a group", [Exception()]) if group else kind.__new__(kind)
+                error.args = tuple(build(arg, down) for arg in wire[3:])
+                error.__dict__["_number"] = wire[2]
                 return error
             raise ValueError("an unknown tag")
 
         value = build(wire, 0)
-        for target, items in changes:
-            refill(target, items)
+        for change in changes:
+            refill(*change)
         return value
 
     def stand_in(self, name: str, base: type) -> type:
         """A class of ours for an exception class of theirs, so that a test can `except` it."""
         def attribute(error, name):
-            if name.startswith("_"):
+            if name.startswith("_") or "_number" not in vars(error):
                 raise AttributeError(name)
-            return self.request("getattr", Remote(self, vars(error)["_number"]), name)
+            return self.request("getattr", Remote(self, error._number), name)
         return type(name, (base,), {"__getattr__": attribute})
 
 # ─── Worker and understudy ───
@@ -1043,46 +950,44 @@ class Interpreter:
     """The namespace that an agent's code lives in, and what runs it there step by step."""
 
     def __init__(self, result_chars: int):
-        self.result_chars, self.steps, self.running = result_chars, 0, False
+        self.result_chars, self.steps, self.running, self.streams = result_chars, 0, False, []
         self.module = sys.modules["__main__"] = types.ModuleType("__main__")
-        self.names = self.module.__dict__
-        options = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
-        self.streams = [open(fd, "w", buffering=1, **options) for fd in (1, 2)]
-        sys.stdin = open(0, closefd=False)
 
     def interrupt(self, *_) -> None:
         if self.running:
             raise KeyboardInterrupt
 
     def run(self, code: str) -> tuple[int, str | None]:
-        """Run one step; what it printed has been flushed to the descriptors on return."""
+        """Run one step; what it printed has reached the descriptors on return."""
         outcome = 1, None
         try:
             signal.signal(signal.SIGINT, self.interrupt)
-            sys.stdout, sys.stderr = self.streams
+            if not self.streams or any(stream.closed for stream in self.streams):
+                options = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+                self.streams = [open(fd, "w" if fd else "r", 1, **options) for fd in (0, 1, 2)]
+            sys.stdin, sys.stdout, sys.stderr = self.streams
             outcome = self.execute(code)
         except BaseException:
             pass  # the time-out's interrupt came while an error was being reported
         self.running = False
-        for stream in (sys.stdout, sys.stderr, *self.streams):
-            try:
+        for stream in (sys.stdout, sys.stderr, *self.streams[1:]):
+            with contextlib.suppress(BaseException):
                 stream.flush()
-            except BaseException:
-                pass
         return outcome
 
     def execute(self, code: str) -> tuple[int, str | None]:
         self.steps += 1
-        name = f"<step {self.steps}>"
+        name, names, value = f"<step {self.steps}>", vars(self.module), None
         linecache.cache[name] = len(code), None, code.splitlines(True), name  # for tracebacks
         self.running = True
         try:
-            tree, value = ast.parse(code, name), None
+            tree = ast.parse(code, name)
             last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, name, "exec", dont_inherit=True), self.names)
+            if tree.body:
+                exec(compile(tree, name, "exec", dont_inherit=True), names)
             if last:
-                last = compile(ast.Expression(last.value), name, "eval", dont_inherit=True)
-                value = eval(last, self.names)
+                last = ast.Expression(last.value)
+                value = eval(compile(last, name, "eval", dont_inherit=True), names)
             return 0, None if value is None else self.cut(repr(value))
         except SystemExit as error:
             if error.code is None or isinstance(error.code, int):
@@ -1090,7 +995,13 @@ class Interpreter:
             print(error.code, file=sys.stderr)
         except BaseException as error:
             report = traceback.TracebackException.from_exception(error)
-            hide_our_frames(report)
+            todo = [report]
+            while todo:  # keep the candidate's own lines only, in the whole chain of exceptions
+                link = todo.pop()
+                own = [frame for frame in link.stack if frame.filename.startswith("<step ")]
+                link.stack = traceback.StackSummary.from_list(own)
+                group = getattr(link, "exceptions", None) or ()
+                todo += filter(None, (link.__cause__, link.__context__, *group))
             print("".join(report.format()), end="", file=sys.stderr)
         return 1, None
 
@@ -1098,26 +1009,16 @@ class Interpreter:
         half, over = self.result_chars // 2, len(text) - self.result_chars
         return text if over <= 0 else f"{text[:half]}... {over} characters cut ...{text[-half:]}"
 
-def hide_our_frames(report: traceback.TracebackException) -> None:
-    """Keep the candidate's own lines only, in the whole chain of exceptions."""
-    todo = [report]
-    while todo:
-        report = todo.pop()
-        own = [frame for frame in report.stack if frame.filename.startswith("<step ")]
-        report.stack = traceback.StackSummary.from_list(own)
-        chain = report.__cause__, report.__context__, *(getattr(report, "exceptions", 0) or ())
-        todo += filter(None, chain)
-
 def worker_main(control: socket.socket, line: socket.socket, limits: dict) -> None:
     """Run what the server sends; an understudy ends by answering the judge's calls."""
     interpreter = Interpreter(limits["result_chars"])
+    names, peer = vars(interpreter.module), Peer(line, trusted=False)
+    socket.socketpair = pipe_pair
+    OPERATIONS["names"] = lambda asked: {name: names[name] for name in asked if name in names}
     while (message := receive_frame(control))["op"] == "run":
         exit_code, result = interpreter.run(message["code"])
         reply = {"seq": message["seq"], "exit_code": exit_code, "result": result}
-        send_frame(control, reply)
-    names = interpreter.names
-    OPERATIONS["names"] = lambda asked: {name: names[name] for name in asked if name in names}
-    peer = Peer(line, trusted=False)
+        control.sendall(frame(reply))
     while True:
         peer.answer(receive_frame(line))
 
@@ -1132,15 +1033,15 @@ class Scorekeeper(ast.NodeTransformer):
     def __init__(self, source: str):
         self.marks: list[bool | None] = []  # of each assert: None until it ran; was it always true?
         self.error = ""  # built-in exception type of the first failure that was one
-        failures = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)  # all but TimeUp
+        failures = Exception, SystemExit, KeyboardInterrupt, GeneratorExit  # all but TimeUp
         self.names = {"__check": self.check, "__failed": self.failed, "__failures": failures}
         tree = ast.fix_missing_locations(self.visit(ast.parse(source)))
         self.code = compile(tree, "<tests>", "exec")
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        n = len(self.marks)
         self.marks.append(None)
-        source = f"try: __check({len(self.marks) - 1}, 0)\nexcept __failures: __failed({len(self.marks) - 1})"
-        attempt = ast.parse(source).body[0]
+        attempt = ast.parse(f"try: __check({n}, 0)\nexcept __failures: __failed({n})").body[0]
         attempt.body[0].value.args[1] = node.test
         return ast.copy_location(attempt, node)
 
@@ -1159,24 +1060,25 @@ class Scorekeeper(ast.NodeTransformer):
 
 def judge_main(control: socket.socket, line: socket.socket, limits: dict) -> None:
     """Run the hidden tests against the understudy's functions, and report the counts."""
-    task = receive_frame(control)
-    peer, keeper, ended, timed_out = Peer(line, trusted=True), Scorekeeper(task["tests"]), False, False
+    task, peer, ended, timed_out = receive_frame(control), Peer(line, trusted=True), False, False
+    keeper, helpers = Scorekeeper(task["tests"]), compile(task["helpers"], "<helpers>", "exec")
+    space: dict = {"__name__": "tests", **keeper.names}
+    seconds = receive_frame(control)["seconds"]  # all that can be done ahead is done
 
     def time_up(*_):
         raise TimeUp
 
-    space: dict = {"__name__": "tests", **keeper.names}
     try:
         signal.signal(signal.SIGALRM, time_up)
         # It repeats, in case that a test's bare `except:` swallows the first.
-        signal.setitimer(signal.ITIMER_REAL, task["seconds"], 0.05)
-        exec(compile(task["helpers"], "<helpers>", "exec"), space)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
+        exec(helpers, space)
         found = peer.request("names", task["names"])
         for name in task["names"]:  # not those of `found`: the other end may name anything
             if name in found:
-                space[name] = found[name]
-                if name in task["classes"] and type(found[name]) is Remote:
-                    found[name]._makes_open = True
+                space[name] = value = found[name]
+                if name in task["classes"] and type(value) is Remote:
+                    space[name] = Remote(peer, value._number, True)
         exec(keeper.code, space)
         ended = True
     except TimeUp:
@@ -1186,8 +1088,8 @@ def judge_main(control: socket.socket, line: socket.socket, limits: dict) -> Non
     signal.setitimer(signal.ITIMER_REAL, 0)
     passed = keeper.marks.count(True)
     solved = ended and passed > 0 and False not in keeper.marks
-    send_frame(control, {"passed": passed, "solved": solved, "timed_out": timed_out,
-                         "error": keeper.error})
+    report = {"passed": passed, "solved": solved, "timed_out": timed_out, "error": keeper.error}
+    control.sendall(frame(report))
 
 # ─── Janitor ───
 
@@ -1197,17 +1099,15 @@ def janitor_main(control: socket.socket, base: str, limits: dict) -> None:
     serial = itertools.count()
 
     def entries(folder: str) -> list[os.DirEntry]:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.chmod(folder, 0o700)  # it may have been locked
-            return [*os.scandir(folder)]
-        return []
+        os.chmod(folder, 0o700)  # it may have been locked
+        return [*os.scandir(folder)]
 
     def clear(folder: str) -> None:
-        # Folders are moved up before they are emptied: no recursion, and no path gets too long.
         pending = [folder]
         while pending:
             for entry in entries(path := pending.pop()):
                 if entry.is_dir(follow_symlinks=False):
+                    # Moved up before it is emptied: no recursion, and no path gets too long.
                     pending.append(f"{base}/.{next(serial)}")
                     os.chmod(entry.path, 0o700)
                     os.rename(entry.path, pending[-1])
@@ -1215,39 +1115,31 @@ def janitor_main(control: socket.socket, base: str, limits: dict) -> None:
                     os.unlink(entry.path)
             os.rmdir(path)
 
-    def is_over(folder: str) -> bool:
-        pending, count, size = [folder], 0, 0
-        while pending:
-            for entry in entries(pending.pop()):
-                count, size = count + 1, size + entry.stat(follow_symlinks=False).st_blocks * 512
-                if count > limits["folder_entries"] or size > limits["folder_bytes"]:
-                    return True
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-        return False
-
     def over(folder: str) -> bool:
+        pending, count, size = [folder], 0, 0
         try:
-            return is_over(folder)
-        except FileNotFoundError:
-            return False  # its owner is at work there; the next time will tell
-        except OSError:
-            return True  # paths over 4,096 bytes: nobody needs that deep a tree
-
-    def safely_clear(name: str) -> None:
-        with contextlib.suppress(OSError):
-            clear(f"{base}/{name}")
+            while pending:
+                for entry in entries(pending.pop()):
+                    count, size = count + 1, size + entry.stat(follow_symlinks=False).st_blocks
+                    if count > limits["folder_entries"] or size * 512 > limits["folder_bytes"]:
+                        return True
+                    pending += [entry.path] if entry.is_dir(follow_symlinks=False) else []
+        except OSError as error:
+            # Gone: its owner is at work there. Too long a name: nobody needs that deep a tree.
+            return error.errno == errno.ENAMETOOLONG
+        return False
 
     with contextlib.suppress(EOFError, OSError):
         while message := receive_frame(control):
             if message["op"] == "clear":
-                safely_clear(message["folder"])
+                with contextlib.suppress(OSError):  # what is left goes with the server's end
+                    clear(f"{base}/{message['folder']}")
             else:
                 found = [name for name in message["folders"] if over(f"{base}/{name}")]
-                send_frame(control, {"over": found})
-    for _ in range(3):  # what could not be cleared at once goes with the next round
-        for name in os.listdir(base):
-            safely_clear(name)
+                control.sendall(frame({"over": found}))
+    for name in os.listdir(base) * 3:
+        with contextlib.suppress(OSError):
+            clear(f"{base}/{name}")
 
 # ─── Zygote ───
 
@@ -1274,7 +1166,7 @@ def zygote_main(config: dict) -> None:
     gc.freeze()  # so that a child's collections do not touch, and copy, the shared pages
 
     def tell(message: dict, fds: list[int] = []) -> None:
-        with contextlib.suppress(ConnectionError):  # the server's end is noticed by reading
+        with contextlib.suppress(OSError):  # the server's end is noticed by reading
             socket.send_fds(control, [json.dumps(message).encode() + b"\n"], fds)
 
     def spawn(spec: dict, fds: list[int]) -> None:
@@ -1294,38 +1186,30 @@ def zygote_main(config: dict) -> None:
             os.close(fd)
 
     def reap() -> None:
-        while children:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            children.pop(pid, None)
-            tell({"exit": pid, "status": status})
+        os.read(wake, 4096)
+        while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            children.pop(ended[0], None)
+            tell({"exit": ended[0], "status": ended[1]})
 
     tell({"id": "ready", "isolation": probe()})
-    pending, fds = b"", []
-    while True:
+    pending, fds, data = b"", [], b"\n"
+    while data:
         ready, _, _ = select.select([control, wake], [], [])
         if wake in ready:
-            os.read(wake, 4096)
             reap()
         if control in ready:
-            try:
+            data, received = b"", []
+            with contextlib.suppress(ConnectionResetError):  # it died with answers of ours unread
                 data, received, _, _ = socket.recv_fds(control, 65_536, 64)
-            except ConnectionResetError:  # the server died with answers of ours unread
-                data, received = b"", []
-            if not data:
-                break
             *lines, pending = (pending + data).split(b"\n")
             fds += received
             for spec in map(json.loads, lines):
-                count = spec["fds"]
-                spawn(spec, fds[:count])
-                del fds[:count]
+                spawn(spec, fds[:spec["fds"]])
+                del fds[:spec["fds"]]
     for pid, role in children.items():
         if role != "janitor":  # which notices the end by itself, and clears up
             os.kill(pid, signal.SIGKILL)
     while children and select.select([wake], [], [], 10)[0]:
-        os.read(wake, 4096)
         reap()
     with contextlib.suppress(OSError):
         os.rmdir(config["base"])
@@ -1356,12 +1240,9 @@ def child_main(spec: dict, fds: list[int], readable: list, zygote: int) -> None:
         random.seed(spec["seed"])
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(spec["seed"] % 2**32)
-        control = socket.socket(fileno=3)
-        if role == "janitor":
-            janitor_main(control, folder, limits)
-        else:
-            main = judge_main if role == "judge" else worker_main
-            main(control, socket.socket(fileno=4) if spec["line"] else None, limits)
+        main = {"janitor": janitor_main, "judge": judge_main, "worker": worker_main}[role]
+        line = folder if role == "janitor" else socket.socket(fileno=4) if spec["line"] else None
+        main(socket.socket(fileno=3), line, limits)
     except (EOFError, OSError):
         pass  # the server hung up
     finally:
@@ -1371,111 +1252,79 @@ def child_main(spec: dict, fds: list[int], readable: list, zygote: int) -> None:
 
 COMMON_MODULES = (
     "math cmath re collections itertools functools heapq bisect json random string datetime decimal "
-    "fractions statistics typing dataclasses copy enum abc operator textwrap contextlib time calendar "
-    "hashlib struct io array queue threading unicodedata").split()
-WORKER_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",  # so that scores agree between servers
-    "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    "fractions statistics typing dataclasses copy enum abc operator textwrap contextlib time "
+    "calendar hashlib struct io array queue threading unicodedata").split()
+WORKER_ENVIRONMENT = {  # the fixed hash seed makes scores agree between servers
+    "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0",
+    "MALLOC_ARENA_MAX": "1", **dict.fromkeys(
+        ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
+PATIENCE_S = 60.0  # with our own zygote and janitor: what is to be preloaded may import slowly
+# What came of running code; `died`: the process is gone, and its names with it.
+Outcome = collections.namedtuple("Outcome", "exit_code result timed_out died")
 
-class Capture:
-    """One output stream of a worker: empties its pipe at once, keeps a head and a tail."""
+# Off sys.path goes the current folder, which `-c` puts first, and with it what is hidden.
+ZYGOTE_PROGRAM = """import sys
+sys.path[:] = filter(None, sys.path)
+import json, os
+config = json.loads(sys.argv[1])
+sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["hidden"]]
+%s
+zygote_main(config)"""
 
-    def __init__(self, fd: int, most: int):
-        self.fd, self.half, self.loop = fd, most // 2, asyncio.get_running_loop()
-        self.closed, self.total, self.head, self.tail = False, 0, b"", b""
-        os.set_blocking(fd, False)
-        self.loop.add_reader(fd, self.read)
+class Capture(asyncio.Protocol):
+    """An output stream of a worker: its pipe is emptied at once, a head and a tail are kept."""
 
-    def read(self) -> bool:
-        """Read once; False when there is nothing to read."""
-        try:
-            data = b"" if self.closed else os.read(self.fd, 65_536)
-        except BlockingIOError:
-            return False
-        if not data and not self.closed:  # the code closed its own output: it wants a new interpreter
-            self.closed = True
-            self.loop.remove_reader(self.fd)
-        room, self.total = self.half - len(self.head), self.total + len(data)
-        self.head += data[:room]
-        self.tail = (self.tail + data[room:])[-self.half:]
-        return bool(data)
+    def __init__(self, most: int):
+        self.half, self.closed, self.data, self.cut = most // 2, False, b"", 0
+
+    def data_received(self, data: bytes) -> None:
+        self.data, over = self.data + data, len(self.data) + len(data) - 2 * self.half
+        if over > 0:
+            self.data, self.cut = self.data[:self.half] + self.data[-self.half:], self.cut + over
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True  # the process died, or its code did that: a new one is wanted
 
     def take(self) -> str:
-        """All output since the last call: what a process wrote before it replied is in the pipe."""
-        for _ in range(64):  # a thread may go on writing for ever
-            if not self.read():
-                break
-        cut = self.total - len(self.head) - len(self.tail)
-        said = f"\n... {cut} bytes cut ...\n".encode() if cut else b""
-        text = (self.head + said + self.tail).decode(errors="replace")
-        self.total, self.head, self.tail = 0, b"", b""
-        return text
-
-    def close(self) -> None:
-        self.loop.remove_reader(self.fd)
-        os.close(self.fd)
-
-@dataclass
-class Outcome:
-    """What came of running code. `died`: the process is gone, and its names with it."""
-
-    exit_code: int
-    result: str | None = None
-    timed_out: bool = False
-    died: bool = False
+        """All since the last call. Once a reply is here, so is what was printed before it: the
+        loop reads whatever is ready, a whole pipe at a time, before it wakes who waits."""
+        said = f"\n... {self.cut} bytes cut ...\n".encode() if self.cut else b""
+        text = self.data[:self.half] + said + self.data[self.half:]
+        self.data, self.cut = b"", 0
+        return text.decode(errors="replace")
 
 class Process:
     """A process forked by the zygote, as the server holds it. All that it sends may be a lie."""
 
-    MOST = 1_048_576  # bytes of one frame that it may send us
-
-    def __init__(self, sandbox: "Sandbox", role: str, folder: str, sock: socket.socket):
-        self.sandbox, self.role, self.folder, self.sock = sandbox, role, folder, sock
-        self.loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[int] = self.loop.create_future()  # its wait status
+    def __init__(self, sandbox: "Sandbox", folder: str, reader: Any, writer: Any):
+        self.sandbox, self.folder, self.reader, self.writer = sandbox, folder, reader, writer
         self.pid, self.pidfd, self.seq, self.why = 0, -1, 0, ""  # why: the server ended it
+        self.held: list[Any] = []  # to be closed with it: its pipes, and the judge that calls it
         self.streams: list[Capture] = []
-        self.line: socket.socket | None = None  # the judge's end of the line to this understudy
+        self.judge: Process | None = None
         self.busy = self.touched = False  # touched: the next sample looks at its threads and files
-        self._data, self._waiter, self._eof = bytearray(), None, False
-        sock.setblocking(False)
-        self.loop.add_reader(sock, self._read)
+        self.started, self.exited = (asyncio.get_running_loop().create_future() for _ in range(2))
 
-    def _read(self) -> None:
-        try:
-            chunk = self.sock.recv(65_536)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b""
-        self._data += chunk
-        if not chunk or len(self._data) > self.MOST:
-            self._eof = True
-            self.loop.remove_reader(self.sock)
-        self._deliver()
+    def over(self, status: int = signal.SIGKILL, error: str = "the zygote died") -> None:
+        """It ended with this wait status; or the error tells why it never began."""
+        for future, value in ((self.started, error), (self.exited, status)):
+            if not future.done():
+                future.set_result(value)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        self.pidfd = -1
 
-    def _deliver(self) -> None:
-        if self._waiter and not self._waiter.done():
-            size = 4 + int.from_bytes(self._data[:4], "big")
-            if 4 <= len(self._data) >= size:
-                self._waiter.set_result(bytes(self._data[4:size]))
-                del self._data[:size]
-            elif self._eof:
-                self._waiter.set_exception(EOFError(f"the {self.role} is gone"))
+    def send(self, message: dict) -> None:
+        body = json.dumps(message).encode()
+        self.writer.write(len(body).to_bytes(4, "big") + body)
 
     async def receive(self) -> dict:
-        """Its next frame; EOFError when it is gone, ValueError when it talks nonsense."""
-        self._waiter = self.loop.create_future()
-        self._deliver()
-        message = json.loads(await self._waiter)
+        """Its next frame; EOFError or OSError when it is gone, ValueError when it talks nonsense."""
+        size = int.from_bytes(await self.reader.readexactly(4), "big")
+        message = json.loads(await self.reader.readexactly(size)) if size < 2**20 else None
         if not isinstance(message, dict):
-            raise ValueError("a frame that is no object")
+            raise ValueError(f"a frame of {size} bytes that is no object, or too long")
         return message
-
-    async def send(self, message: dict) -> None:
-        body = json.dumps(message).encode()
-        await self.loop.sock_sendall(self.sock, len(body).to_bytes(4, "big") + body)
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -1484,52 +1333,37 @@ class Process:
             elif self.pid and not self.exited.done():
                 os.kill(self.pid, number)  # a system without pidfds: it may just have been reaped
 
+    def wake(self) -> None:
+        self.busy = self.touched = True
+        self.signal(signal.SIGCONT)  # a grading, or the sampler, may have stopped it
+
     def kill(self, why: str = "") -> None:
         """End it now; who waits for a frame of it gets an EOFError."""
         self.why = self.why or why
         self.signal(signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+        self.writer.transport.abort()
 
     def close(self) -> None:
-        """Kill it and give back its descriptors; its folder is cleared once it has ended."""
-        if self.sock.fileno() >= 0:
-            self.kill()
-            self._eof = True
-            self._deliver()
-            self.loop.remove_reader(self.sock)
-            self.loop.remove_writer(self.sock)
-            for held in filter(None, (self.sock, self.line, *self.streams)):
-                held.close()
+        """Kill it and give back what it holds; its folder is cleared once it has ended."""
+        self.kill()
+        for held in self.held:
+            held.close()
 
     async def run(self, code: str, seconds: float) -> Outcome:
         """Run code for at most `seconds` and a grace: first interrupted, then killed."""
-        timed_out, late = False, "it did not stop in time"
-
-        def interrupt() -> None:
-            nonlocal timed_out
-            timed_out = True
-            self.signal(signal.SIGINT)
-
-        self.busy = self.touched = True
-        self.signal(signal.SIGCONT)  # a grading may have stopped it
-        self.seq += 1
-        timers = [self.loop.call_later(seconds, interrupt),
-                  self.loop.call_later(seconds + self.sandbox.limits.grace_s, self.kill, late)]
+        loop, limits, died = asyncio.get_running_loop(), self.sandbox.limits, False
+        end, self.seq = loop.time() + seconds, self.seq + 1
+        timers = [loop.call_at(end, self.signal, signal.SIGINT),
+                  loop.call_at(end + limits.grace_s, self.kill, "it did not stop in time")]
+        self.wake()
         try:
-            await self.send({"op": "run", "code": code, "seq": self.seq})
-            while (reply := await self.receive()).get("seq") != self.seq:
-                pass  # an earlier step's code forged it
-            exit_code, result = reply.get("exit_code"), reply.get("result")
-            if type(exit_code) is not int or not isinstance(result, str | None):
-                raise ValueError("a reply of another shape")
-            result = result and result[:self.sandbox.limits.result_chars + 100]
-            return Outcome(124 if timed_out else exit_code & 0xFF, result, timed_out)
+            self.send({"op": "run", "code": code, "seq": self.seq})
+            seq, exit_code, result = map((await self.receive()).get, ("seq", "exit_code", "result"))
+            if seq != self.seq or type(exit_code) is not int or not isinstance(result, str | None):
+                raise ValueError("forged: our program says no such thing")
         except (EOFError, OSError, ValueError, RecursionError):
+            died = True
             self.kill()
-            status = os.waitstatus_to_exitcode(await self.exited)
-            return Outcome(124 if timed_out else status if status >= 0 else 128 - status,
-                           None, timed_out, died=True)
         except asyncio.CancelledError:
             self.kill("its client went away during a step")
             raise
@@ -1537,20 +1371,12 @@ class Process:
             self.busy = False
             for timer in timers:
                 timer.cancel()
-
-def worker_source() -> str:
-    """Chapter 4 as a program. What `-c` put first on sys.path, the current folder, is taken off."""
-    source = inspect.getsource(sys.modules[__name__])
-    start, end = (source.index(f"# ═══ {chapter} ") for chapter in ("4.", "5."))
-    safe_path = "import sys; sys.path[:] = filter(None, sys.path)"
-    return f"{safe_path}\n{source[start:end]}\nzygote_main(json.loads(sys.argv[1]))"
-
-def pids_max() -> int | None:
-    """How many processes and threads the container may have; None: no limit is known."""
-    for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
-        with contextlib.suppress(OSError, ValueError):
-            return int(Path(path).read_text())
-    return None
+        timed_out = loop.time() >= end
+        if died:
+            status = os.waitstatus_to_exitcode(await self.sandbox.owed(self.exited))
+            exit_code, result = status if status >= 0 else 128 - status, None
+        result = result and result[:limits.result_chars + 100]
+        return Outcome(124 if timed_out else exit_code & 0xFF, result, timed_out, died)
 
 class Sandbox:
     """The zygote and everything that it forked. One a server; it lives in one event loop.
@@ -1560,174 +1386,204 @@ class Sandbox:
     """
 
     def __init__(self, limits: Limits = LIMITS, preload: tuple = (), hidden: tuple = ()):
-        self.limits, self.preload, self.hidden = limits, preload, hidden
-        self.isolation: dict[str, Any] = {}
-        self.processes: dict[int, Process] = {}
-        self.spec_limits = dataclasses.asdict(limits) | {  # of processes, a reserve is the server's
-            "processes": max(64, (pids_max() or 4_096) - 32)}
-        self._zygote: subprocess.Popen | None = None
-        self._lock, self._janitor_lock, self._serial, self._lost = asyncio.Lock(), asyncio.Lock(), 0, True
+        self.limits, self.preload, self.hidden, self.isolation = limits, preload, hidden, {}
+        self.processes: dict[int | str, Process] = {}  # by pid; by folder, until that is known
+        self.base, self._lost, self._up, self._janitor = "", True, None, None
+        self._sampler = self._burial = None
+        self.spec_limits = dataclasses.asdict(limits) | {"processes": 4_096}
+        for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
+            with contextlib.suppress(OSError, ValueError):  # the server keeps a reserve of them
+                self.spec_limits["processes"] = max(64, int(Path(path).read_text()) - 32)
 
     async def start(self) -> None:
         """Start the zygote, unless it runs already. Raises FactoryError when it does not start."""
-        async with self._lock:
-            if not self._lost:
-                return
-            await self._stop()
-            self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
-            own = Path(os.path.realpath(__file__))
-            hidden = [own, *own.parent.glob(f"__pycache__/{own.stem}.*"), *self.hidden]
+        if not self._up or self._up.done() and self._lost:
+            self._up = asyncio.create_task(self._launch())
+        await asyncio.shield(self._up)  # others wait for it as well, whatever becomes of us
+
+    async def _launch(self) -> None:
+        own, source = Path(os.path.realpath(__file__)), inspect.getsource(sys.modules[__name__])
+        source = source[source.index("# ═══ 4. "):source.index("# ═══ 5. ")]
+        hidden = [own.parent]  # an editable install puts it on sys.path, with all that is there
+        if own.parent.name in ("site-packages", "dist-packages"):
+            hidden = [own, *own.parent.glob(f"__pycache__/{own.stem}.*")]
+        try:
+            if self._burial:
+                await self._burial  # then nothing writes to the base any more
+            if not os.path.isdir(self.base):
+                self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
             config = {"preload": [*COMMON_MODULES, *self.preload], "base": self.base,
-                      "hidden": [os.path.realpath(path) for path in hidden]}
+                      "hidden": [os.path.realpath(path) for path in (*hidden, *self.hidden)]}
             self._control, theirs = socket.socketpair()
-            self._control.setblocking(False)
             with theirs:
                 self._zygote = subprocess.Popen(
-                    [sys.executable, "-s", "-c", worker_source(), json.dumps(config)], cwd="/",
-                    stdin=theirs, stdout=subprocess.DEVNULL, env=WORKER_ENVIRONMENT, start_new_session=True)
-            loop = asyncio.get_running_loop()
-            self._answers: dict[Any, tuple] = {"ready": (loop.create_future(), None)}
-            self._pending, self._fds, self._lost = b"", collections.deque(), False
-            loop.add_reader(self._control, self._read)
-            ready = await self._answers["ready"][0]
-            levels = ("seccomp", "landlock", "no_new_privs", "rlimits")
-            self.isolation = ready["isolation"] | {"full": all(map(ready["isolation"].get, levels))}
-            self._janitor = await self._spawn("janitor", 0, False, None)
-            self._sampler = asyncio.create_task(self._sample())
+                    [sys.executable, "-s", "-c", ZYGOTE_PROGRAM % source, json.dumps(config)], cwd="/",
+                    stdin=theirs, stdout=subprocess.DEVNULL, env=WORKER_ENVIRONMENT,
+                    start_new_session=True)
+            if LINUX:
+                LIBC.prctl(36, 1, None, 0, 0)  # CHILD_SUBREAPER: its orphans shall be ours
+            self._pending, self._fds, self._janitor, self._lost = b"", [], None, False
+            self._control.setblocking(False)
+            asyncio.get_running_loop().add_reader(self._control, self._read)
+            self._janitor = await self._spawn("janitor", folder=self.base)
+            # What a zygote that died has left; cleared before it could hit a new worker's folder
+            self._janitor.send({"op": "clear", "folder": "."})
+            self._janitor.send({"op": "measure", "folders": []})
+            await asyncio.wait_for(self._janitor.receive(), PATIENCE_S)
+        except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
+            self._fail()
+            raise FactoryError(f"the zygote, which forks interpreters, failed: {error}") from None
+        self._sampler = self._sampler or asyncio.create_task(self._sample())
+
+    async def owed(self, future: asyncio.Future) -> Any:
+        """What the zygote will bring, or its end will; the future is not cancelled with us."""
+        while not (await asyncio.wait([future], timeout=PATIENCE_S))[0]:
+            self._fail()
+        return future.result()
 
     def _read(self) -> None:
-        """Answers of the zygote, which is trusted: it runs no candidate code."""
-        try:
+        """Take up the zygote's answers. It runs no candidate code, so it is believed."""
+        data, fds = b"", []
+        with contextlib.suppress(OSError):
             data, fds, _, _ = socket.recv_fds(self._control, 65_536, 64)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        self._fds.extend(fds)
+        self._fds += fds
         *lines, self._pending = (self._pending + data).split(b"\n")
         for message in map(json.loads, lines):
-            if "exit" in message:
-                self._ended(self.processes.pop(message["exit"]), message["status"])
-                continue
-            future, process = self._answers.pop(message["id"])
-            if process and "pid" in message:
-                # Registered here, not where the answer is awaited: the exit may be the next line.
+            if isolation := message.get("isolation"):
+                self.isolation = isolation | {"full": all(isolation.values())}
+            elif "pid" in message:  # registered here, as its exit may be the next line
+                process = self.processes[message["pid"]] = self.processes.pop(message["id"])
                 process.pid = message["pid"]
-                process.pidfd = self._fds.popleft() if message["pidfd"] else -1
-                self.processes[process.pid] = process
-            if not future.done():
-                future.set_result(message)
-            elif process:
-                process.close()  # who asked for it was cancelled meanwhile
-        if not data:
-            self._zygote_lost()
+                process.pidfd = self._fds.pop(0) if message["pidfd"] and self._fds else -1
+                process.started.set_result("")
+                if process.writer.is_closing():  # who asked for it was cancelled meanwhile
+                    process.kill()
+            else:
+                process = self.processes.pop(message.get("exit") or message["id"])
+                process.over(message.get("status", 0), message.get("error", ""))
+                if self._janitor:
+                    self._janitor.send({"op": "clear", "folder": process.folder})
+        if not data or self._janitor and self._janitor.exited.done():
+            self._fail()
 
-    def _ended(self, process: Process, status: int) -> None:
-        process.exited.set_result(status)
-        if process.pidfd >= 0:
-            os.close(process.pidfd)
-            process.pidfd = -1
-        if process.role == "janitor":
-            self._zygote_lost()  # nothing may be spawned without it: all begins anew
-        elif not self._lost:
-            asyncio.ensure_future(self._ask_janitor({"op": "clear", "folder": process.folder}))
-
-    async def _ask_janitor(self, message: dict) -> None:
-        async with self._janitor_lock:
-            with contextlib.suppress(OSError):
-                await self._janitor.send(message)
-
-    def _zygote_lost(self) -> None:
+    def _fail(self) -> None:
+        """Give up the zygote and all of its processes; start() begins anew."""
         if not self._lost:
             self._lost = True
             asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()  # if it lives, it ends all its children at this end of file
-            for future, _ in self._answers.values():
-                if not future.done():
-                    future.set_exception(FactoryError("the zygote, which starts interpreters, died"))
-            while self.processes:
-                _, process = self.processes.popitem()
+            self._control.close()
+            lost, self.processes = [*self.processes.values()], {}
+            for process in filter(None, [*lost, self._janitor]):
                 process.kill("the sandbox had to be started again")
-                self._ended(process, signal.SIGKILL)
+            self._zygote.kill()
+            self._burial = asyncio.create_task(self._bury(lost))
 
-    async def spawn(self, role: str, seed: int = 0, *, streams: bool = False,
-                    line: socket.socket | None = None) -> Process:
-        """Fork a "worker" or a "judge". `streams`: capture its output; `line`: its end of a line.
+    async def _bury(self, lost: list[Process]) -> None:
+        """Reap the zygote and, as its subreaper, what it left: by pidfd, as pids are used again."""
+        while self._zygote.poll() is None:
+            await asyncio.sleep(0.005)
+        orphans = [("P_PIDFD", process.pidfd) for process in lost]
+        for kind, key in (*orphans, ("P_PGID", self._zygote.pid)):  # its group: one not announced
+            with contextlib.suppress(OSError, AttributeError):  # reaped before, or not on Linux
+                while not os.waitid(getattr(os, kind), key, os.WEXITED | os.WNOHANG):
+                    await asyncio.sleep(0.005)
+        for process in lost:
+            process.over()
+        with contextlib.suppress(OSError):  # not empty: the next janitor's to clear
+            os.rmdir(self.base)
+
+    async def spawn(self, seed: int, *, streams: bool = False, judged: bool = False) -> Process:
+        """Fork a worker. `streams`: capture its output; `judged`: fork its judge as well.
 
         Raises FactoryError when it cannot be had: no more processes, memory or descriptors.
         """
-        await self.start()
-        return await self._spawn(role, seed, streams, line)
+        end = time.monotonic() + 1  # by then the sampler has ended somebody else's thread bomb
+        while True:
+            try:
+                await self.start()
+                near, far = socket.socketpair()
+                with near, far:
+                    return await self._spawn("worker", seed, near, far if judged else None, streams)
+            except (OSError, FactoryError) as error:
+                if time.monotonic() > end:
+                    raise FactoryError(f"no interpreter could be started: {error}") from None
+            await asyncio.sleep(0.05)
 
-    async def _spawn(self, role: str, seed: int, streams: bool, line: socket.socket | None) -> Process:
-        self._serial += 1
-        folder = f"{role}{self._serial}" if role != "janitor" else ""
-        process, given, loop = None, [], asyncio.get_running_loop()
-        try:
-            ours, theirs = socket.socketpair()
-            process = Process(self, role, folder, ours)
-            given = [theirs.detach(), os.dup(line.fileno()) if line else os.open(os.devnull, os.O_RDWR)]
-            for _ in range(2 * streams):
-                read, write = os.pipe()
-                given.append(write)
-                process.streams.append(Capture(read, self.limits.output_bytes))
-            spec = {"id": self._serial, "role": role, "seed": seed, "fds": len(given), "line": bool(line),
-                    "folder": os.path.join(self.base, folder), "limits": self.spec_limits}
-            answer = loop.create_future()
-            self._answers[self._serial] = answer, process
-            data = json.dumps(spec).encode() + b"\n"
-            while True:
-                try:
-                    sent = socket.send_fds(self._control, [data], given)
-                    break
-                except BlockingIOError:
+    async def _spawn(self, role: str, seed: int = 0, line: Any = None, judge_line: Any = None,
+                     streams: bool = False, folder: str = "") -> Process:
+        folder = folder or secrets.token_hex(16)  # stat() works anywhere: names must not be guessed
+        control, (ours, theirs), loop = self._control, socket.socketpair(), asyncio.get_running_loop()
+        with theirs, contextlib.ExitStack() as given_away:
+            process = Process(self, folder, *await asyncio.open_connection(sock=ours))
+            try:
+                given = [theirs, line or theirs]
+                for _ in range(2 * streams):
+                    read, write = map(os.fdopen, os.pipe(), ("rb", "wb"))
+                    given.append(given_away.enter_context(write))
+                    pipe = loop.connect_read_pipe(lambda: Capture(self.limits.output_bytes), read)
+                    transport, stream = await pipe
+                    process.held.append(transport)
+                    process.streams.append(stream)
+                spec = {"id": folder, "role": role, "seed": seed, "fds": len(given),
+                        "line": bool(line), "folder": os.path.join(self.base, folder),
+                        "limits": self.spec_limits}
+                data = json.dumps(spec).encode() + b"\n"  # so short that it is sent whole or not
+                while True:
+                    with contextlib.suppress(BlockingIOError):
+                        socket.send_fds(control, [data], [end.fileno() for end in given])
+                        self.processes[folder] = process
+                        break
                     await asyncio.sleep(0.005)  # the zygote is behind with its forks
-            await loop.sock_sendall(self._control, data[sent:])
-            if error := (await answer).get("error"):
-                raise OSError(error)
-            return process
-        except (OSError, FactoryError) as error:
-            if process:
+                if judge_line:  # forked side by side
+                    process.judge = await self._spawn("judge", seed, judge_line)
+                    process.held.append(process.judge)
+                if error := await self.owed(process.started):
+                    raise OSError(error)
+                return process
+            except BaseException:
                 process.close()
-            raise FactoryError(f"no {role} process could be started: {error}") from None
-        finally:
-            for fd in given:
-                os.close(fd)
+                raise
 
     async def _sample(self) -> None:
-        """End what grew too many threads (root has no RLIMIT_NPROC) or files."""
+        """End what grew too many threads (root has no RLIMIT_NPROC) or files; revive the zygote."""
         while True:
             await asyncio.sleep(self.limits.sample_s)
-            touched = [process for process in self.processes.values() if process.touched]
+            with contextlib.suppress(FactoryError):
+                await self.start()
+            touched, janitor = [p for p in self.processes.values() if p.touched], self._janitor
             for process in touched:
                 process.touched = process.busy
+                if not process.busy:  # what it left running stands still until the next step
+                    process.signal(signal.SIGSTOP)
                 with contextlib.suppress(OSError):
                     if len(os.listdir(f"/proc/{process.pid}/task")) > self.limits.threads:
                         process.kill(f"it had more than {self.limits.threads} threads")
             if touched:
-                folders = {process.folder: process for process in touched}
-                await self._ask_janitor({"op": "measure", "folders": [*folders]})
-                with contextlib.suppress(EOFError, ValueError):
-                    for name in (await self._janitor.receive()).get("over", []):
-                        folders[name].kill("its files grew over the limit")
+                janitor.send({"op": "measure", "folders": [p.folder for p in touched]})
+                try:
+                    over = (await asyncio.wait_for(janitor.receive(), PATIENCE_S))["over"]
+                    for process in touched:
+                        if process.folder in over:
+                            process.kill("its files grew over the limit")
+                except (OSError, EOFError, ValueError, asyncio.TimeoutError):
+                    janitor.kill()  # _read() will notice
 
     async def close(self) -> None:
         """End every process and clear every folder; spawn() would start it all again."""
-        async with self._lock:
-            await self._stop()
-
-    async def _stop(self) -> None:
-        if not self._zygote:
-            return
-        self._sampler.cancel()
-        for process in [*self.processes.values()]:
-            process.close()
-        self._zygote_lost()
-        zygote, self._zygote = self._zygote, None
-        # It ends by itself once its janitor has cleared all; what takes longer may outlive us.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(zygote.wait, 0.5)
-
+        with contextlib.suppress(FactoryError):
+            if self._up:
+                await self.start()  # which clears up after a zygote that died
+        if self._sampler:
+            self._sampler = self._sampler.cancel() and None
+        if not self._lost:
+            workers = [p for p in self.processes.values() if p is not self._janitor]
+            for process in workers:
+                process.close()
+            await asyncio.wait([self._up, *(p.exited for p in workers)], timeout=0.2)
+            self._janitor.writer.close()  # at this end of file it clears all; then _read() goes on
+            await asyncio.wait([self._janitor.exited], timeout=0.5)  # with more to do, it outlives us
+        if self._burial:
+            await asyncio.wait([self._burial], timeout=0.2)
 # ═══ 6. Environment ═══════════════════════════════════════════════════════════════════════════════
 
 A = typing.TypeVar("A", bound=Action)
@@ -1772,14 +1628,6 @@ class PythonResetRequest(ResetRequest):
     max_steps: int | None = described("Fewer steps than the server's limit", None, ge=1)
     reward: typing.Literal["score", "gain"] | None = described("gain: improvement only", None)
 
-@dataclass
-class Verdict:
-    """What a grading found: the counts and, in a sentence, all else that the agent is told."""
-
-    passed: int = 0
-    solved: bool = False
-    sentence: str = ""
-
 class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     """A session of Python code in an interpreter of its own, judged by hidden tests.
 
@@ -1788,109 +1636,100 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
     def __init__(self, sandbox: Sandbox, tasks: dict[str, Task], turn: typing.Iterator[int]):
         self.sandbox, self.limits, self.tasks, self.turn = sandbox, sandbox.limits, tasks, turn
-        self.worker: Process | None = None
+        self.task, self.episode = REPL, PythonState(task_id=REPL.task_id)
+        self.worker: Process | None = None  # the agent's interpreter
+        # The task that brings a fresh worker to where the agent's is, and what to close in the end
         self.understudy: asyncio.Task[Process] | None = None
-        self._begin(REPL, PythonResetRequest())
-        self.episode_id = None
-
-    def _begin(self, task: Task, options: PythonResetRequest) -> None:
-        self.task, self.gain = task, options.reward == "gain"
-        most = self.limits.task_steps if task.tests else None
-        self.max_steps = min(filter(None, (most, options.max_steps)), default=None)
-        self.single = bool(task.tests) and self.max_steps == 1  # one process runs and is judged
-        self.seed = secrets.randbits(32) if options.seed is None else options.seed
-        self.episode_id = options.episode_id or secrets.token_hex(8)
-        self.step_count, self.best, self.done, self.news = 0, 0.0, False, ""
-        self.transcript: list[str] = []  # the code that every grading runs again
+        self.processes: list[Process] = []
 
     def _choose(self, options: PythonResetRequest, row: dict[str, Any]) -> Task:
         """An inline task, the one that is named, or the next in turn (by seed, a repeatable one)."""
         if any(row.get(key) is not None for key in ("tests", "test", "test_list")):
             return Task.from_row(row)
-        names = [*self.tasks]
+        names, name, seed = [*self.tasks], str(options.task_id)[:200], options.seed
         if options.task_id is None:
-            seeded = options.seed is not None
-            turn = random.Random(options.seed).randrange(2**32) if seeded else next(self.turn)
-            return self.tasks[names[turn % len(names)]]
-        task = {REPL.task_id: REPL, **self.tasks}.get(name := str(options.task_id)[:200])
-        if not task:
-            near = difflib.get_close_matches(name, [*names, REPL.task_id], 1, 0)[0]
-            words = f"no task {name!r}; did you mean {near!r}? GET /tasks lists them, tests= brings one"
-            entry = {"type": "unknown_task", "loc": ["task_id"], "msg": words, "input": name}
-            raise InvalidRequest(f"task_id: {words}", [entry])
-        return task
+            turn = next(self.turn) if seed is None else random.Random(seed).randrange(2**32)
+            name = names[turn % len(names)]
+        if task := {REPL.task_id: REPL, **self.tasks}.get(name):
+            return task
+        near = difflib.get_close_matches(name, [*names, REPL.task_id], 1, 0)[0]
+        words = f"no task {name!r}; did you mean {near!r}? GET /tasks lists them, tests= brings one"
+        entry = {"type": "unknown_task", "loc": ["task_id"], "msg": words, "input": name}
+        raise InvalidRequest(f"task_id: {words}", [entry])
 
     async def reset(self, /, **row: Any) -> PythonObservation:
         """Begin an episode in a new interpreter. Keys that mean nothing here are ignored, as
         trainers pass every column of a row. Raises InvalidRequest, FactoryError."""
-        known = _fields(PythonResetRequest)
-        options = validate(PythonResetRequest, {key: row[key] for key in known if key in row})
-        task = self._choose(options, row)
-        self._begin(task, options)
+        options = known_fields(PythonResetRequest, row)
+        self.task = task = self._choose(options, row)
+        most = [self.limits.task_steps] if task.tests else []
+        most += [options.max_steps] if options.max_steps else []
+        self.gain, self.single = options.reward == "gain", bool(task.tests) and min(most) == 1
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+        self.episode = PythonState(
+            episode_id=options.episode_id or secrets.token_hex(8), task_id=task.task_id,
+            max_steps=min(most, default=None))
         await self._new_worker()
-        total = task.tests_total
-        return PythonObservation(task_id=task.task_id, prompt=task.prompt, tests_total=total)
+        return PythonObservation(
+            task_id=task.task_id, prompt=task.prompt, tests_total=task.tests_total)
 
     async def _new_worker(self) -> None:
         """Begin the session's interpreter anew, and its transcript with it."""
         self._release()
-        self.transcript = []
-        self.worker = await self._spawn(streams=True, line=self.single)
+        self.transcript: list[str] = []  # the code that every grading runs again
+        worker = self.worker = await self._spawn(streams=True, judged=self.single)
         if self.task.setup:
-            await self.worker.run(self.task.setup, self.limits.step_s)
-            for stream in self.worker.streams:
+            await worker.run(self.task.setup, self.limits.step_s)
+            for stream in worker.streams:
                 stream.take()
         self._prepare()
 
-    async def _spawn(self, streams: bool, line: bool) -> Process:
-        if not line:
-            return await self.sandbox.spawn("worker", self.seed, streams=streams)
-        ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as held:
-            held.enter_context(ours)
-            process = await self.sandbox.spawn("worker", self.seed, streams=streams, line=theirs)
-            held.pop_all()  # it came to be, and its close() sees to our end
-        process.line = ours
+    async def _spawn(self, **options: bool) -> Process:
+        process, task = await self.sandbox.spawn(self.seed, **options), self.task
+        self.processes.append(process)
+        if process.judge:  # which prepares all that it can
+            process.judge.send({"tests": task.tests, "helpers": task.helpers,
+                                "names": [*task.names], "classes": [*task.classes]})
         return process
 
     def _prepare(self) -> None:
-        """Begin the next understudy: a fresh worker that replays the transcript ahead of time."""
-        if self.task.tests and not self.single:
-            self.understudy = asyncio.create_task(self._replay([self.task.setup, *self.transcript]))
+        """Begin the next grading ahead of time: an understudy replays what came before."""
+        if self.task.tests and self.worker and not (self.single or self.understudy):
+            self._rehearse([self.task.setup, *self.transcript], self.limits.replay_s)
 
-    async def _replay(self, transcript: list[str]) -> Process:
-        process = await self._spawn(streams=False, line=True)
-        try:
-            end = time.monotonic() + self.limits.replay_s
-            for code in filter(None, transcript):
+    def _rehearse(self, codes: list[str], seconds: float) -> None:
+        """Have the understudy, a new one if there is none, run these as well, and no longer."""
+        before, end = self.understudy, time.monotonic() + seconds
+
+        async def rehearse() -> Process:
+            process = await (before or self._spawn(judged=True))
+            for code in filter(None, codes):
                 outcome = await process.run(code, max(0.0, end - time.monotonic()))
                 if outcome.died or outcome.timed_out:
-                    process.kill("the earlier steps took too long, or died, when they were run again")
+                    process.kill("the code took too long, or died, when it was run again")
                     break
-        except BaseException:
-            process.close()
-            raise
-        return process
+            return process
 
-    def _drop_understudy(self) -> None:
-        task, self.understudy = self.understudy, None
-        if task:  # which may still be on its way
-            task.cancel()
-            task.add_done_callback(lambda t: t.cancelled() or t.exception() or t.result().close())
+        self.understudy = asyncio.create_task(rehearse())
+        self.understudy.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    def _release(self) -> None:
-        self._drop_understudy()
-        if self.worker:
-            self.worker.close()
-            self.worker = None
+    def _release(self, keep: Process | None = None) -> None:
+        """End all of the session's processes but one."""
+        if self.understudy:
+            self.understudy.cancel()
+        for process in self.processes:
+            if process is not keep:
+                process.close()
+        self.worker, self.understudy, self.processes = keep, None, [keep] if keep else []
 
     def _check(self, action: PythonAction, timeout_s: float | None) -> float:
         """The seconds that the action gets. Raises InvalidRequest when it asks for too much."""
-        seconds = action.timeout_s or timeout_s or self.limits.step_s
-        sizes = [len(code.encode(errors="surrogatepass")) for code in (*self.transcript, action.code)]
-        for what, value, most in (("timeout_s", seconds, self.limits.step_max_s),
-                                  ("bytes of code", sizes[-1], self.limits.code_bytes),
-                                  ("bytes of the episode's code", sum(sizes), self.limits.transcript_bytes)):
+        seconds, limits = action.timeout_s or timeout_s or self.limits.step_s, self.limits
+        sizes = [len(code.encode(errors="surrogatepass")) for code in [*self.transcript, action.code]]
+        for value, what, most in (
+                (seconds, "timeout_s", limits.step_max_s),
+                (sizes[-1], "bytes of code", limits.code_bytes),
+                (sum(sizes), "bytes of the episode's code", limits.transcript_bytes)):
             if value > most:
                 raise InvalidRequest(f"{value:g} {what} asked for; the limit is {most:g}")
         return seconds
@@ -1901,117 +1740,84 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         `timeout_s` counts where the action has none. Raises ExecutionError when the grading itself
         failed: a fault of ours must not teach a model anything, so there is no reward then.
         """
-        seconds, notes = self._check(action, timeout_s), [self.news]
-        if self.worker is None or self.worker.exited.done():  # while the agent was thinking
-            why = self.worker.why if self.worker else ""
-            notes.append(f"The interpreter is new: {why or 'the old one had died'}.")
+        seconds, notes, task, episode = self._check(action, timeout_s), [], self.task, self.episode
+        if not self.worker or any(stream.closed for stream in self.worker.streams):  # as at death
+            why = self.worker and self.worker.why or "the old one had died"
+            notes.append(f"The interpreter is new: {why}.")
             await self._new_worker()
-        elif not self.understudy:
-            self._prepare()
-        self.step_count, self.news = self.step_count + 1, ""
-        deadline, worker, verdict, grading = time.monotonic() + seconds, self.worker, Verdict(), None
-        held = asyncio.get_running_loop().create_future()
+        self._prepare()
+        worker, deadline, passed, solved = self.worker, time.monotonic() + seconds, 0, False
+        if self.understudy:
+            self._rehearse([action.code], seconds)
+        episode.step_count += 1
         try:
-            if self.single:
-                held.set_result(None)
-                outcome, texts, verdict = await self._grade(worker, action.code, deadline, held)
-            else:
-                if self.task.tests:
-                    grade = self._grade(self.understudy, action.code, deadline, held)
-                    grading = asyncio.create_task(grade)
-                outcome = await worker.run(action.code, seconds)
-                texts = [stream.take() for stream in worker.streams]
-                if not (outcome.died or outcome.timed_out):
-                    self.transcript += [action.code] if self.task.tests else []
-                    if grading:
-                        # Held until its next step, it cannot watch the understudy meet the tests.
-                        worker.signal(signal.SIGSTOP)
-                        held.set_result(None)
-                        verdict = (await grading)[2]
+            outcome = await worker.run(action.code, seconds)
+            if self.worker is not worker:
+                raise ExecutionError("the session was closed during the step")
+            stdout, stderr = (stream.take() for stream in worker.streams)
+            if outcome.timed_out:
+                notes.append(f"The code timed out after {seconds:g} s; gradings leave it out.")
+            if outcome.died:
+                notes.append(f"The interpreter was restarted{': ' * bool(worker.why)}{worker.why}.")
+            if task.tests and not (outcome.timed_out or outcome.died):
+                self.transcript.append(action.code)
+                if self.understudy:  # until the next step it cannot watch that one meet the tests
+                    worker.signal(signal.SIGSTOP)
+                passed, solved, sentence = await self._judge(self.understudy, deadline)
+                notes.append(sentence)
         finally:
-            if grading:
-                grading.cancel()
-                self._drop_understudy()
-        if outcome.timed_out:
-            notes.append(f"The code timed out after {seconds:g} s; gradings leave it out.")
-        if outcome.died or any(stream.closed for stream in worker.streams):
-            notes.append(f"The interpreter was restarted{': ' * bool(worker.why)}{worker.why}.")
-            self.news = "The interpreter is new since the last step."
-        score = verdict.passed / self.task.tests_total if self.task.tests else 0.0
-        reward = max(0.0, score - self.best) if self.gain else score
-        self.best = max(self.best, score)
-        self.done = verdict.solved or self.step_count == self.max_steps
-        if self.done:
+            self._release(keep=self.worker)
+        score = passed / task.tests_total if task.tests else 0.0
+        reward = max(0.0, score - episode.best_reward) if self.gain else score
+        episode.best_reward = max(episode.best_reward, score)
+        episode.done = solved or episode.step_count == episode.max_steps
+        if episode.done or outcome.died:
             self._release()
-        elif self.news:
-            await self._new_worker()
-        else:
-            self._prepare()
+        self._prepare()
         return PythonObservation(
-            done=self.done, reward=reward, stdout=texts[0], stderr=texts[1], result=outcome.result,
-            exit_code=outcome.exit_code, task_id=self.task.task_id, tests_passed=verdict.passed,
-            tests_total=self.task.tests_total, feedback=" ".join(filter(None, [*notes, verdict.sentence])))
+            done=episode.done, reward=reward, stdout=stdout, stderr=stderr, result=outcome.result,
+            exit_code=outcome.exit_code, task_id=task.task_id, tests_passed=passed,
+            tests_total=task.tests_total, feedback=" ".join(notes))
 
-    async def _grade(self, source: Any, code: str, deadline: float, held: asyncio.Future) -> tuple:
-        """Run the step in `source` (a process, or the task that brings it) and have it judged,
-        once `held` says that the agent's interpreter stands still.
-
-        Returns the outcome, the texts of its streams, and the verdict. It is the end of `source`.
-        """
-        process = judge = running = None
+    async def _judge(self, understudy: Any, deadline: float) -> tuple[int, bool, str]:
+        """Let the hidden tests call the code: how many passed, whether all is solved, a sentence."""
+        task, total, late = self.task, self.task.tests_total, "judging took too long"
         try:
-            process = await source if isinstance(source, asyncio.Task) else source
-            running = asyncio.create_task(process.run(code, max(0.0, deadline - time.monotonic())))
-            judge = await self.sandbox.spawn("judge", self.seed, line=process.line)
-            outcome = await running
-            texts = [stream.take() for stream in process.streams]
-            await held
-            if outcome.died or outcome.timed_out:
-                why = process.why or "the code died, or timed out, when it was run again"
-                return outcome, texts, Verdict(sentence=f"Not judged: {why}.")
-            return outcome, texts, await self._judge(process, judge, deadline)
+            process = await understudy if understudy else self.worker
+            if process.why:
+                return 0, False, f"Not judged: {process.why}."
+            judge, seconds = process.judge, deadline - time.monotonic()
+            seconds = max(seconds, self.limits.grading_min_s)
+            timer = asyncio.get_running_loop().call_later(seconds + 0.5, judge.kill, late)
+            try:
+                process.wake()
+                process.send({"op": "serve"})
+                judge.wake()
+                judge.send({"seconds": seconds})
+                report = await judge.receive()
+            except EOFError:
+                if judge.why != late:
+                    raise
+                report = {"timed_out": True}
+            finally:
+                timer.cancel()
         except (FactoryError, EOFError, OSError, ValueError) as error:
             raise ExecutionError(f"the grading failed, so this step has no reward: {error}") from None
-        finally:
-            if running:
-                running.cancel()
-            for used in filter(None, (process, judge)):
-                used.close()
-
-    async def _judge(self, process: Process, judge: Process, deadline: float) -> Verdict:
-        task, total, late = self.task, self.task.tests_total, "judging took too long"
-        seconds = max(deadline - time.monotonic(), self.limits.grading_min_s)
-        process.busy = process.touched = True
-        await process.send({"op": "serve"})
-        await judge.send({"tests": task.tests, "helpers": task.helpers, "names": [*task.names],
-                          "classes": [*task.classes], "seconds": seconds})
-        timer = judge.loop.call_later(seconds + 0.5, judge.kill, late)
-        try:
-            report = await judge.receive()
-        except EOFError:
-            if judge.why != late:
-                raise
-            report = {"timed_out": True}
-        finally:
-            timer.cancel()
         # The tests may be a client's, so the judge's word is checked as well.
         solved, passed = report.get("solved") is True, report.get("passed")
         passed = total if solved else min(passed, total - 1) if type(passed) is int else 0
         sentence = f"{passed} of {total} tests passed"
         if report.get("timed_out"):
             sentence += "; the time was up before the rest"
-        elif report.get("error") in EXCEPTIONS:
-            sentence += f"; the first that failed raised {report['error']}"
-        return Verdict(max(passed, 0), solved, sentence + ".")
+        elif (error := str(report.get("error"))) in EXCEPTIONS:
+            sentence += f"; the first that failed raised {error}"
+        return max(passed, 0), solved, sentence + "."
 
     async def state(self) -> PythonState:
-        return PythonState(
-            episode_id=self.episode_id, step_count=self.step_count, task_id=self.task.task_id,
-            max_steps=self.max_steps, done=self.done, best_reward=self.best)
+        return dataclasses.replace(self.episode)
 
     async def close(self) -> None:
         self._release()
-
 # ═══ 7. Protocol: bytes in, events and bytes out; nothing here waits ══════════════════════════════
 
 # HTTP/1.1 (RFC 9112: bare section numbers are its own). Where it lets us mend or refuse, we
@@ -2026,7 +1832,8 @@ HEAD = rf"(?:\r\n)?({TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n{FIELDS}\r\n"  # 2.
 CHUNK_SIZE = rf"([0-9A-Fa-f]{{1,16}})((?:[ \t]*;{TEXT})?)\r\n"
 SINGLE = {"host", "content-length", "transfer-encoding", "origin", "authorization", "content-type"}
 
-class HTTPError(PythonEnvError):  # the peer's fault; `headers` (Allow, ...) go into the answer
+class HTTPError(PythonEnvError):
+    """The peer's fault; `headers` (Allow, ...) go into the answer."""
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers or {}
@@ -2058,8 +1865,7 @@ def parse_head(head: re.Match) -> Request:  # a match of HEAD; the body comes la
     require(len(target) <= 8192, 414, "the target is over 8,192 bytes")  # 3 asks for 8,000
     require(fields.count("\n") <= LIMITS.headers, 431, f"over {LIMITS.headers} headers")
     headers, resource = {}, target
-    for line in fields.split("\r\n")[:-1]:
-        name, _, value = line.partition(":")
+    for name, value in (line.split(":", 1) for line in fields.split("\r\n")[:-1]):
         name, value = name.lower(), value.strip(" \t")
         require(name not in headers or name not in SINGLE, 400, f"more than one {name} header")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value  # RFC 9110 5.3
@@ -2069,17 +1875,18 @@ def parse_head(head: re.Match) -> Request:  # a match of HEAD; the body comes la
     require(resource[0] == "/" or (method, target) == ("OPTIONS", "*"), 400, "expected a /path")
     require(not re.search("#|%(?![0-9A-Fa-f]{2})", target), 400, "a stray # or % in the target")
     path, _, query = resource.partition("?")
-    connection = [token.strip() for token in headers.get("connection", "").lower().split(",")]
+    connection = re.split(r"\s*,\s*", headers.get("connection", "").lower())
     upgrade = "upgrade" in connection and headers.get("upgrade", "").lower() == "websocket"
-    keep = "close" not in connection and (version == "1.1" or "keep-alive" in connection)  # 9.3
-    upgrade, raw = upgrade and version == "1.1", head[0].lstrip().encode("latin-1")  # 9110 7.8
-    return Request(method, target, unquote(path), dict(parse_qsl(query, keep_blank_values=True)),
-                   version, headers, keep, upgrade, raw)
+    return Request(
+        method, target, unquote(path), dict(parse_qsl(query, keep_blank_values=True)), version,
+        headers, "close" not in connection and (version == "1.1" or "keep-alive" in connection),
+        upgrade and version == "1.1", head[0].lstrip().encode("latin-1"))  # 9.3; RFC 9110 7.8
 
 class RequestReader:
-    """The requests of one connection: next_event() until it says NEED_MORE, then feed()."""
-    # The parser is a generator that yields NEED_MORE where a blocking one would wait, so it reads
-    # like the grammar. An HTTPError ends it: nobody knows where the next request would begin.
+    """The requests of one connection: next_event() until it says NEED_MORE, then feed().
+
+    The parser is a generator that yields NEED_MORE where a blocking one would wait, so it reads
+    like the grammar. An HTTPError ends it: nobody knows where the next request would begin."""
     def __init__(self):
         self.started = False  # is part of a request here? Then a silent peer is slow, not idle
         self._buffer, self._eof, self._events = bytearray(), False, self._requests()
@@ -2103,8 +1910,8 @@ class RequestReader:
 
     def _requests(self):
         while True:
-            head = yield from self._until(rb"\n\r?\n", HEAD, LIMITS.head_bytes)
-            self.started, request = True, parse_head(head)
+            request = parse_head((yield from self._until(rb"\n\r?\n", HEAD, LIMITS.head_bytes)))
+            self.started = True
             request.body = yield from self._body(request.headers, request.version)
             self.started = False
             yield request
@@ -2163,23 +1970,20 @@ def encode_response(status: int, body: bytes, *, content_type: str = "applicatio
 # ─── What the messages mean ───
 
 class InvalidJSON(InvalidRequest):
-    """The text is no JSON object."""
+    """The text is no JSON, or no object."""
 
 class UnknownType(InvalidRequest):
     """A WebSocket message of a type that does not exist."""
 
 # The one place where errors become codes and statuses. Those that `close` end a WebSocket session.
-Fault = collections.namedtuple("Fault", "code status close")
+Fault = collections.namedtuple("Fault", "code status close", defaults=(False,))
 FAULTS = {
-    InvalidJSON: Fault("INVALID_JSON", 422, False),
-    UnknownType: Fault("UNKNOWN_TYPE", 422, False),
-    InvalidRequest: Fault("VALIDATION_ERROR", 422, False),
-    ExecutionError: Fault("EXECUTION_ERROR", 409, False),
+    InvalidJSON: Fault("INVALID_JSON", 422), UnknownType: Fault("UNKNOWN_TYPE", 422),
+    InvalidRequest: Fault("VALIDATION_ERROR", 422), ExecutionError: Fault("EXECUTION_ERROR", 409),
     CapacityError: Fault("CAPACITY_REACHED", 503, True),
     FactoryError: Fault("FACTORY_ERROR", 503, True),
     SessionError: Fault("SESSION_ERROR", 404, True),
-    Exception: Fault("EXECUTION_ERROR", 500, False),  # the environment's own
-}
+    Exception: Fault("EXECUTION_ERROR", 500)}  # the environment's own
 
 def fault_of(error: Exception) -> Fault:
     return next(fault for kind, fault in FAULTS.items() if isinstance(error, kind))
@@ -2187,27 +1991,53 @@ def fault_of(error: Exception) -> Fault:
 # What a call does to an episode: the state after it, or the words of an ExecutionError. A step's
 # observation decides between running and done; "state" is always allowed and changes nothing.
 LIFECYCLE = {
-    ("no episode", "reset"): ("running", ""),
-    ("running", "reset"): ("running", ""),
-    ("done", "reset"): ("running", ""),
+    ("no episode", "reset"): ("running", ""), ("running", "reset"): ("running", ""),
+    ("done", "reset"): ("running", ""), ("running", "step"): ("running", ""),
     ("no episode", "step"): ("no episode", "there is no episode yet: call reset() first"),
-    ("running", "step"): ("running", ""),
-    ("done", "step"): ("done", "the episode is over: call reset() to begin another"),
-}
+    ("done", "step"): ("done", "the episode is over: call reset() to begin another")}
+
+class Reply:
+    """A response to be: `body` is bytes, or anything that becomes JSON."""
+    def __init__(self, body: Any, status: int = 200, headers: Any = (), kind="application/json"):
+        self.body = body if isinstance(body, bytes) else to_json(body)
+        self.status, self.headers, self.content_type = status, headers, kind
+
+class RPCError(PythonEnvError):
+    """A JSON-RPC 2.0 error; it travels with HTTP status 200."""
+    def __init__(self, key: Any, code: int, message: str):
+        super().__init__(message)
+        error = {"code": code, "message": message, "data": None}
+        self.reply = Reply({"jsonrpc": "2.0", "id": key, "error": error})
+
+@dataclass
+class StepRequest:
+    """The body of POST /step; other keys are ignored."""
+    action: dict[str, Any] = described("The action, as GET /schema describes it")
+    timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
+    request_id: str | None = described("Anything; ignored", None, max_length=255)
+
+def to_json(message: Any) -> bytes:
+    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
 
 def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         place, why = getattr(error, "pos", 0), getattr(error, "msg", "not readable")
-        entry = {"type": "json_invalid", "loc": ["body", place], "msg": "JSON decode error",
-                 "input": {}, "ctx": {"error": why}}
+        entry = error_entry("json_invalid", ("body", place), f"JSON decode error: {why}", {})
+        entry = entry if text else error_entry("missing", ("body",), "Field required")
         raise InvalidJSON(f"not JSON, at character {place}: {why}", [entry]) from None
+
+def json_object(body: bytes) -> dict[str, Any]:
+    return validate(dict[str, Any], parse_json(body), ("body",))
+
+def known_fields(model: type, data: dict[str, Any], loc: tuple = ()) -> Any:
+    """`data` as the dataclass `model`, strictly, but for other keys, which are passed over."""
+    return validate(model, {key: data[key] for key in _fields(model) if key in data}, loc)
 
 def parse_message(text: str | bytes) -> tuple[str, dict]:
     """A WebSocket message's type and data."""
-    message = parse_json(text)
-    if not isinstance(message, dict):
+    if not isinstance(message := parse_json(text), dict):
         raise InvalidJSON(f"expected a JSON object, got {type(message).__name__}")
     kind, data = message.get("type"), message.get("data")
     if kind not in ("reset", "step", "state", "close"):
@@ -2216,8 +2046,20 @@ def parse_message(text: str | bytes) -> tuple[str, dict]:
         raise InvalidRequest(f"data: expected an object, got {_echo(data)!r}")
     return kind, data or {}
 
-def to_json(message: Any) -> bytes:
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+def parse_rpc(body: bytes) -> tuple[Any, str | None, dict]:
+    """The id, the method (None: an answer is not wanted) and the params of a JSON-RPC request."""
+    try:
+        message = parse_json(body)
+    except InvalidJSON as error:
+        raise RPCError(None, -32700, f"Parse error: {error}") from None
+    rpc = message if isinstance(message, dict) else {}
+    version, key, method, params = map(rpc.get, ("jsonrpc", "id", "method", "params"))
+    # An id is no float: JSON-RPC advises against fractions, and a NaN could not be sent back.
+    if version != "2.0" or not isinstance(method, str) or not isinstance(key, str | int | None):
+        raise RPCError(None, -32600, "Invalid request: expected jsonrpc '2.0', a method and an id")
+    if not isinstance(params, dict | None):
+        raise RPCError(key, -32602, "Invalid params: expected an object")
+    return key, method if "id" in rpc else None, params or {}
 
 def observation_data(observation: Observation) -> dict[str, Any]:
     """An observation as it travels: reward and done beside it, not in it."""
@@ -2229,100 +2071,57 @@ def error_data(error: Exception) -> dict[str, Any]:
     """What a peer is told; the words of an error that we did not raise are for the log alone."""
     words = f"the environment raised {type(error).__name__}; the server's log has more"
     data = {"message": str(error) if isinstance(error, PythonEnvError) else words}
-    data["code"] = fault_of(error).code
-    return data | ({"errors": error.errors} if getattr(error, "errors", None) else {})
-
-@dataclass
-class StepRequest:
-    """The body of POST /step; other keys are ignored."""
-
-    action: dict[str, Any] = described("The action, as GET /schema describes it")
-    timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
-    request_id: str | None = described("Anything; ignored", None, max_length=255)
-
-class Reply:
-    """A response to be: `body` is bytes, or anything that becomes JSON."""
-
-    def __init__(self, body: Any, status: int = 200, headers: Any = (), kind: str = "application/json"):
-        self.body = body if isinstance(body, bytes) else to_json(body)
-        self.status, self.headers, self.content_type = status, headers, kind
+    errors = getattr(error, "errors", None)
+    return data | {"code": fault_of(error).code} | ({"errors": errors} if errors else {})
 
 def error_reply(error: Exception) -> Reply:
     if isinstance(error, HTTPError):
         return Reply({"detail": str(error)}, error.status, [*error.headers.items()])
     data, status = error_data(error), fault_of(error).status
     if status == 422:
-        entry = {"type": "value_error", "loc": ["body"], "msg": data["message"], "input": None}
+        entry = error_entry("value_error", ("body",), data["message"])
         return Reply({"detail": data.get("errors", [entry])}, 422)
     headers = [("Retry-After", "1")] if status == 503 else []
     return Reply({"detail": data["message"], "code": data["code"]}, status, headers)
 
-def json_object(body: bytes) -> dict[str, Any]:
-    if not body:
-        entry = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
-        raise InvalidRequest("the body is missing: expected a JSON object", [entry])
-    return validate(dict[str, Any], parse_json(body), ("body",))
-
-def known_fields(model: type, data: dict[str, Any], loc: tuple = ()) -> Any:
-    """`data` as the dataclass `model`, strictly, but for other keys, which are passed over."""
-    return validate(model, {key: data[key] for key in _fields(model) if key in data}, loc)
-
-def parse_rpc(body: bytes) -> tuple[Any, str | None, dict]:
-    """The id, the method (None: an answer is not wanted) and the params of a JSON-RPC request."""
-    try:
-        message = parse_json(body)
-    except InvalidJSON as error:
-        raise RPCError(None, -32700, f"Parse error: {error}") from None
-    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-        raise RPCError(None, -32600, "Invalid request: expected an object with jsonrpc '2.0'")
-    key, method, params = message.get("id"), message.get("method"), message.get("params")
-    if not isinstance(method, str) or not isinstance(key, str | int | float | None):
-        raise RPCError(None, -32600, "Invalid request: expected a method and an id")
-    if not isinstance(params, dict | None):
-        raise RPCError(key, -32602, "Invalid params: expected an object")
-    return key, method if "id" in message else None, params or {}
-
-class RPCError(PythonEnvError):
-    """A JSON-RPC 2.0 error; it travels with HTTP status 200."""
-
-    def __init__(self, key: Any, code: int, message: str):
-        super().__init__(message)
-        error = {"code": code, "message": message, "data": None}
-        self.reply = Reply({"jsonrpc": "2.0", "id": key, "error": error})
-
 def openapi(service: Any) -> dict[str, Any]:
     """The OpenAPI document; `openenv validate` reads the version and the routes off it."""
-    def content(schema: dict) -> dict:
+    def body(schema: dict) -> dict:
         return {"content": {"application/json": {"schema": schema}}}
 
+    reset, step = (json_schema(model) | {"additionalProperties": True}
+                   for model in (ResetRequest, StepRequest))
+    step["properties"]["action"] = json_schema(service.action)
     result = {"type": "object", "properties": {"observation": json_schema(service.observation),
               "reward": {"type": ["number", "null"]}, "done": {"type": "boolean"}}}
-    step = json_schema(StepRequest)
-    step["properties"]["action"] = json_schema(service.action)
-    inputs = {"/reset": json_schema(ResetRequest), "/step": step, "/mcp": {"type": "object"}}
+    inputs = {"/reset": reset, "/step": step, "/mcp": {"type": "object"}}
     outputs = {"/reset": result, "/step": result, "/state": json_schema(service.state)}
-    paths: dict = {}
-    for path, methods in ROUTES.items():
-        for method in methods:
-            operation = {"responses": {"200": {"description": "OK"} | content(outputs.get(path, {}))}}
-            if path in inputs:
-                operation["requestBody"] = content(inputs[path] | {"additionalProperties": True})
-            paths.setdefault(path, {})[method.lower()] = operation
+    paths = {path: {method.lower(): {
+        "responses": {"200": {"description": "OK"} | body(outputs.get(path, {}))},
+        **({"requestBody": body(inputs[path])} if path in inputs else {})}
+        for method in methods} for path, methods in ROUTES.items()}
     info = {"title": service.name, "description": service.description, "version": "1.0.0"}
     return {"openapi": "3.1.0", "info": info, "paths": paths}
 
 # ═══ 8. Server ════════════════════════════════════════════════════════════════════════════════════
 
+@functools.lru_cache(1_024)
+def _shape(function: typing.Callable) -> tuple[bool, set[str] | None]:
+    """Whether it is a coroutine function, and the keywords that it takes (None: any)."""
+    takes = inspect.signature(function).parameters
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    return inspect.iscoroutinefunction(function), None if free else {*takes}
+
 class Session:
     """One environment and its place in the lifecycle. Its calls run one at a time, in order."""
 
-    def __init__(self, environment: Environment, action: type[Action], pool: Any):
-        self.environment, self.action, self.pool = environment, action, pool
+    def __init__(self, environment: Environment, action: type[Action]):
+        self.environment, self.action, self.lock = environment, action, asyncio.Lock()
         self.id, self.socket = secrets.token_urlsafe(16), None  # the Connection that it came over
         self.stage, self.used, self.calls = "no episode", time.monotonic(), 0
-        self.lock = asyncio.Lock()
+        self.loop, self.jobs = asyncio.get_running_loop(), None  # jobs: for a thread of its own
 
-    async def call(self, kind: str, data: dict, **keywords: Any) -> dict[str, Any]:
+    async def call(self, kind: str, data: dict, **options: Any) -> dict[str, Any]:
         """Carry out a reset, step or state; returns what the reply's `data` shall be."""
         self.calls += 1
         try:
@@ -2333,7 +2132,7 @@ class Session:
                 if refusal:
                     raise ExecutionError(refusal)
                 if kind == "step":
-                    observation = await self._invoke("step", validate(self.action, data), **keywords)
+                    observation = await self._invoke("step", validate(self.action, data), **options)
                 else:
                     known_fields(ResetRequest, data, ("body",))
                     observation = await self._invoke("reset", **data)
@@ -2343,25 +2142,43 @@ class Session:
             self.calls -= 1
             self.used = time.monotonic()
 
-    async def _invoke(self, name: str, *args: Any, **keywords: Any) -> Any:
+    async def _invoke(self, name: str, /, *args: Any, **options: Any) -> Any:
         method = getattr(self.environment, name)
         if not callable(method):  # OpenEnv's own environments have `state` as a property
             return method
-        if keywords:
-            takes = inspect.signature(method).parameters.values()
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
-                names = {parameter.name for parameter in takes}
-                keywords = {key: value for key, value in keywords.items() if key in names}
-        if inspect.iscoroutinefunction(method):
-            return await method(*args, **keywords)
-        call = functools.partial(method, *args, **keywords)
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+        inline, takes = _shape(getattr(method, "__func__", method))
+        if takes is not None:
+            options = {key: value for key, value in options.items() if key in takes}
+        if inline:
+            return await method(*args, **options)
+        if not self.jobs:  # asyncio's executor would cost twice as much, and hold up the exit
+            self.jobs = queue.SimpleQueue()
+            threading.Thread(target=self._work, name="environment", daemon=True).start()
+        future = self.loop.create_future()
+        self.jobs.put((functools.partial(method, *args, **options), future))
+        return await future
+
+    def _work(self) -> None:
+        def settle(future: asyncio.Future, result: Any, error: BaseException | None) -> None:
+            if not future.cancelled():
+                future.set_exception(error) if error else future.set_result(result)
+
+        while job := self.jobs.get():
+            try:
+                outcome = job[0](), None
+            except BaseException as error:
+                outcome = None, error if isinstance(error, Exception) else ExecutionError(repr(error))
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self.loop.call_soon_threadsafe(settle, job[1], *outcome)
 
     async def close(self) -> None:
         try:
             await self._invoke("close")
         except Exception:
             log.exception("session %s: its environment's close() failed", self.id[:6])
+        if self.jobs:
+            self.jobs.put(None)
+        log.info("session %s closed", self.id[:6])
 
 @dataclass(kw_only=True)
 class Service:
@@ -2375,7 +2192,7 @@ class Service:
     description: str = "An OpenEnv environment"
     limits: Limits = LIMITS
     token: str | None = None  # None: nobody has to send one
-    allow_origin: tuple[str, ...] = ()  # pages of other sites, "*" for all
+    allow_origin: tuple[str, ...] = ()  # other sites' pages, "*" for all
     allow_host: tuple[str, ...] = ()  # Host names beside loopback's own, when bound to loopback
     tasks: dict[str, Task] = field(default_factory=dict)
     isolation: dict[str, Any] = field(default_factory=dict)
@@ -2387,7 +2204,6 @@ class Server:
         self.service, self.limits = service, service.limits
         self.sessions: dict[str, Session] = {}
         self.connections: set[Connection] = set()
-        self.pool = concurrent.futures.ThreadPoolExecutor(self.limits.max_sessions, "environment")
         self.port, self.loopback, self.closing = 0, True, False
 
     async def start(self, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -2406,12 +2222,14 @@ class Server:
         end = time.monotonic() + self.limits.drain_s
         while any(session.calls for session in self.sessions.values()) and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        for connection in [*self.connections]:
+        tasks = [connection.task for connection in self.connections]
+        for connection, task in zip([*self.connections], tasks):
             connection.end(1001)
-        await asyncio.gather(*(self.drop(session) for session in [*self.sessions.values()]))
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*map(self.drop, [*self.sessions.values()]))
         for connection in [*self.connections]:
             connection.transport.close()
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def open_session(self) -> Session:
         """A new session; the longest-idle HTTP session gives way when all are taken."""
@@ -2423,10 +2241,9 @@ class Server:
             victim = min(idle, key=lambda session: session.used)
             asyncio.ensure_future(self.sessions.pop(victim.id).close())
         try:
-            environment = self.service.factory()
+            session = Session(self.service.factory(), self.service.action)
         except Exception as error:
-            raise FactoryError(f"the environment could not be made: {type(error).__name__}") from error
-        session = Session(environment, self.service.action, self.pool)
+            raise FactoryError(f"the environment was not made: {type(error).__name__}") from error
         self.sessions[session.id] = session
         log.info("session %s opened, %d of %d", session.id[:6], len(self.sessions), most)
         return session
@@ -2439,7 +2256,6 @@ class Server:
     async def drop(self, session: Session) -> None:
         if self.sessions.pop(session.id, None):
             await session.close()
-            log.info("session %s closed", session.id[:6])
 
     async def _keep_house(self) -> None:
         """End idle sessions and connections."""
@@ -2461,11 +2277,12 @@ class Server:
         """The answer to a request, errors included."""
         try:
             self.admit(request)
-            require(methods := ROUTES.get(request.path), 404, f"no route {request.path[:100]!r}: see /docs")
-            handler = methods.get("GET" if request.method == "HEAD" else request.method)
-            if not handler:
-                raise HTTPError(405, f"{request.path} takes {', '.join(methods)}", {"Allow": ", ".join(methods)})
-            return await handler(self, request)
+            methods = ROUTES.get(request.path)
+            require(methods, 404, f"no route {request.path[:100]!r}: GET /docs lists them")
+            if handler := methods.get("GET" if request.method == "HEAD" else request.method):
+                return await handler(self, request)
+            allowed = ", ".join(methods)
+            raise HTTPError(405, f"{request.path} takes {allowed}", {"Allow": allowed})
         except RPCError as error:
             return error.reply
         except Exception as error:
@@ -2476,46 +2293,41 @@ class Server:
     def admit(self, request: Request) -> None:
         """Refuse other sites' pages, host names bound to our address by others, and strangers."""
         service, host = self.service, request.headers.get("host", "").lower()
-        name = re.sub(r":\d*$", "", host).strip("[]")
-        if self.loopback and not (is_loopback(name) or name in service.allow_host):
-            raise HTTPError(403, f"Host {name[:100]!r} is not served here; --allow-host admits it")
-        origin = request.headers.get("origin")
+        name, origin = re.sub(r":\d*$", "", host).strip("[]"), request.headers.get("origin")
+        require(not self.loopback or is_loopback(name) or name in service.allow_host, 403,
+                f"Host {name[:100]!r} is not served here; --allow-host admits it")
         own = origin is None or origin.lower().partition("://")[2] == host
-        if not own and not {origin, "*"} & {*service.allow_origin}:
-            raise HTTPError(403, f"Origin {origin[:100]!r} is another site; --allow-origin admits it")
+        require(own or {origin, "*"} & {*service.allow_origin}, 403,
+                f"Origin {origin and origin[:100]!r} is another site; --allow-origin admits it")
+        given, wanted = request.headers.get("authorization", ""), f"Bearer {service.token}"
         if service.token and request.path != "/health":
-            given = request.headers.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, f"Bearer {service.token}".encode()):
+            if not hmac.compare_digest(given.encode("latin-1"), wanted.encode()):
                 raise HTTPError(401, "send 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"})
 
-    async def get_health(self, request: Request) -> Reply:
-        return Reply({"status": "healthy", "sessions": len(self.sessions),
-                      "max_sessions": self.limits.max_sessions, "isolation": self.service.isolation})
+    async def get_document(self, request: Request) -> Reply:
+        service, limits = self.service, self.limits
+        facts = {"name": service.name, "description": service.description, "version": __version__}
+        empty = dict.fromkeys(("readme_content", "author", "documentation_url"))
+        shown = "task_id", "difficulty", "prompt", "tests_total"
+        documents = {
+            "/health": lambda: {"status": "healthy", "isolation": service.isolation,
+                                "sessions": len(self.sessions), "max_sessions": limits.max_sessions},
+            "/metadata": lambda: {**facts, **empty, "isolation": service.isolation,
+                                  "tasks": [*service.tasks]},
+            "/schema": lambda: {name: json_schema(getattr(service, name))
+                                for name in ("action", "observation", "state")},
+            "/tasks": lambda: {"tasks": [{name: getattr(task, name) for name in shown}
+                                         for task in service.tasks.values()]},
+            "/openapi.json": lambda: openapi(service),
+        }
+        return Reply(documents[request.path]())
 
-    async def get_metadata(self, request: Request) -> Reply:
-        service = self.service
-        return Reply({"name": service.name, "description": service.description, "version": __version__,
-                      "readme_content": None, "author": None, "documentation_url": None,
-                      "isolation": service.isolation, "tasks": [*service.tasks]})
-
-    async def get_schema(self, request: Request) -> Reply:
-        names = "action", "observation", "state"
-        return Reply({name: json_schema(getattr(self.service, name)) for name in names})
-
-    async def get_tasks(self, request: Request) -> Reply:
-        names = "task_id", "difficulty", "prompt", "tests_total"
-        tasks = self.service.tasks.values()
-        return Reply({"tasks": [{name: getattr(task, name) for name in names} for task in tasks]})
-
-    async def get_openapi(self, request: Request) -> Reply:
-        return Reply(openapi(self.service))
-
-    async def get_docs(self, request: Request) -> Reply:
+    async def get_page(self, request: Request) -> Reply:
+        if request.path != "/docs":
+            return Reply({"detail": "see /docs"}, 307, [("Location", "/docs")])
         page = PAGE.replace("$NAME", html.escape(self.service.name)).encode()
-        return Reply(page, 200, [("Content-Security-Policy", PAGE_POLICY)], "text/html; charset=utf-8")
-
-    async def get_elsewhere(self, request: Request) -> Reply:
-        return Reply({"detail": "see /docs"}, 307, [("Location", "/docs")])
+        policy = [("Content-Security-Policy", PAGE_POLICY)]
+        return Reply(page, 200, policy, "text/html; charset=utf-8")
 
     async def get_ws(self, request: Request) -> Reply:
         if not request.is_upgrade:
@@ -2548,10 +2360,10 @@ class Server:
 
     async def post_step(self, request: Request) -> Reply:
         step = known_fields(StepRequest, json_object(request.body), ("body",))
-        if session := self.session_of(request):
-            data = await session.call("step", step.action, timeout_s=step.timeout_s)
-            return Reply({"metadata": None, **data}, 200, [("X-Session-Id", session.id)])
-        return Reply({"metadata": None, **await self.step_once(step.action, step.timeout_s)})
+        if not (session := self.session_of(request)):
+            return Reply({"metadata": None, **await self.step_once(step.action, step.timeout_s)})
+        data = await session.call("step", step.action, timeout_s=step.timeout_s)
+        return Reply({"metadata": None, **data}, 200, [("X-Session-Id", session.id)])
 
     async def step_once(self, action: dict, timeout_s: float | None = None) -> dict[str, Any]:
         """A step without a session: in an episode of its own (a repl, for Python)."""
@@ -2568,38 +2380,37 @@ class Server:
         key, method, params = parse_rpc(request.body)
         if method is None:
             return Reply(b"", 202)  # a notification
-        tools = [] if self.service.action is not PythonAction else [{
-            "name": "run_python", "description": "Run Python code in a fresh, isolated interpreter",
-            "inputSchema": json_schema(PythonAction)}]
-        if method == "initialize":
-            known = "2025-06-18", "2025-03-26", "2024-11-05"
-            version = params.get("protocolVersion")
-            result: dict = {"protocolVersion": version if version in known else known[0],
-                            "capabilities": {"tools": {}},
-                            "serverInfo": {"name": self.service.name, "version": __version__}}
-        elif method in ("ping", "tools/list"):
-            result = {"tools": tools} if method == "tools/list" else {}
-        elif method == "tools/call" and params.get("name") in [tool["name"] for tool in tools]:
+        version, known = params.get("protocolVersion"), ("2025-06-18", "2025-03-26", "2024-11-05")
+        answers = {
+            "ping": {},
+            "tools/list": {"tools": [MCP_TOOL] if self.service.action is PythonAction else []},
+            "initialize": {"protocolVersion": version if version in known else known[0],
+                           "capabilities": {"tools": {}},
+                           "serverInfo": {"name": self.service.name, "version": __version__}},
+        }
+        if method == "tools/call":
+            if params.get("name") not in [tool["name"] for tool in answers["tools/list"]["tools"]]:
+                raise RPCError(key, -32602, f"Unknown tool: {_echo(params.get('name'))!r}")
             try:
                 data = (await self.step_once(params.get("arguments") or {}))["observation"]
             except InvalidRequest as error:
                 raise RPCError(key, -32602, str(error)) from None
-            text = {"type": "text", "text": to_json(data).decode()}
-            result = {"content": [text], "structuredContent": data, "isError": data["exit_code"] != 0}
-        elif method == "tools/call":
-            raise RPCError(key, -32602, f"Unknown tool: {_echo(params.get('name'))!r}")
-        else:
+            content = [{"type": "text", "text": to_json(data).decode()}]
+            failed = data["exit_code"] != 0
+            answers[method] = {"content": content, "structuredContent": data, "isError": failed}
+        if method not in answers:
             raise RPCError(key, -32601, f"Method not found: {method[:100]}")
-        return Reply({"jsonrpc": "2.0", "id": key, "result": result})
+        return Reply({"jsonrpc": "2.0", "id": key, "result": answers[method]})
 
+MCP_TOOL = {"name": "run_python", "description": "Run Python code in a fresh, isolated interpreter",
+            "inputSchema": json_schema(PythonAction)}
 ROUTES: dict[str, dict[str, Any]] = {
-    "/": {"GET": Server.get_elsewhere}, "/web": {"GET": Server.get_elsewhere},
-    "/docs": {"GET": Server.get_docs}, "/health": {"GET": Server.get_health},
-    "/metadata": {"GET": Server.get_metadata}, "/schema": {"GET": Server.get_schema},
-    "/tasks": {"GET": Server.get_tasks}, "/openapi.json": {"GET": Server.get_openapi},
-    "/state": {"GET": Server.get_state}, "/ws": {"GET": Server.get_ws},
-    "/reset": {"POST": Server.post_reset}, "/step": {"POST": Server.post_step},
-    "/mcp": {"POST": Server.post_mcp},
+    "/": {"GET": Server.get_page}, "/web": {"GET": Server.get_page}, "/docs": {"GET": Server.get_page},
+    "/health": {"GET": Server.get_document}, "/metadata": {"GET": Server.get_document},
+    "/schema": {"GET": Server.get_document}, "/tasks": {"GET": Server.get_document},
+    "/openapi.json": {"GET": Server.get_document}, "/state": {"GET": Server.get_state},
+    "/ws": {"GET": Server.get_ws}, "/reset": {"POST": Server.post_reset},
+    "/step": {"POST": Server.post_step}, "/mcp": {"POST": Server.post_mcp},
 }
 
 def is_loopback(name: str) -> bool:
@@ -2611,21 +2422,21 @@ class Connection(asyncio.Protocol):
     """One TCP connection: HTTP requests one after another, or a WebSocket for the rest of it."""
 
     def __init__(self, server: Server):
-        self.server, self.limits = server, server.limits
-        self.reader, self.since = RequestReader(), time.monotonic()
-        self.task: asyncio.Task | None = None  # what answers
+        self.server, self.limits, self.since = server, server.limits, time.monotonic()
+        self.reader, self.busy = RequestReader(), False
         self.arrived, self.writable = asyncio.Event(), asyncio.Event()
         self.socket: ServerProtocol | None = None
-        self.messages: collections.deque[bytes] = collections.deque()
+        self.messages: collections.deque[str] = collections.deque()
         self.fragments, self.binary = bytearray(), False
+        self.writable.set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.writable.set()
+        self.transport, self.task = transport, None
         if len(self.server.connections) >= self.limits.connections:
             return transport.abort()
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.server.connections.add(self)
+        self.task = asyncio.create_task(self.serve())
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.connections.discard(self)
@@ -2641,33 +2452,18 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.socket:
             return self.receive_frames(data)
-        if not self.task and not self.reader.started:
+        if not self.busy and not self.reader.started:
             self.since = time.monotonic()  # the first byte of a request starts its clock
         try:
             self.reader.feed(data)
         except HTTPError as error:
-            return self.refuse(error)
-        self.next_request()
+            self.refuse(error)
+        self.arrived.set()
 
     def eof_received(self) -> bool:
-        if self.socket:
-            return False
         self.reader.feed_eof()
-        self.next_request()
-        return True  # the answer may still be on its way: half-closed is a legal way to ask
-
-    def next_request(self) -> None:
-        if self.task or self.transport.is_closing():
-            return
-        try:
-            while (event := self.reader.next_event()) is EXPECT_CONTINUE:
-                self.transport.write(CONTINUE)
-        except HTTPError as error:
-            return self.refuse(error)
-        if event is CLOSED:
-            self.transport.close()
-        elif event is not NEED_MORE:
-            self.task = asyncio.create_task(self.serve_request(event))
+        self.arrived.set()
+        return not self.socket  # half-closed is a legal way to ask: the answer may be on its way
 
     def refuse(self, error: HTTPError) -> None:
         """Answer what cannot be parsed any further, and hang up."""
@@ -2677,10 +2473,27 @@ class Connection(asyncio.Protocol):
 
     def check_time(self, now: float) -> None:
         """408 for a slow sender, the end for an idle connection."""
-        if not self.task and self.reader.started and now - self.since > self.limits.request_s:
-            self.refuse(HTTPError(408, f"the request was not whole after {self.limits.request_s:g} s"))
-        elif not self.task and now - self.since > self.limits.keep_alive_s:
+        most = self.limits.request_s if self.reader.started else self.limits.keep_alive_s
+        if not self.busy and now - self.since > most:
+            if self.reader.started:
+                self.refuse(HTTPError(408, f"the request was not whole after {most:g} s"))
             self.transport.close()
+
+    async def serve(self) -> None:
+        try:
+            while not self.transport.is_closing() and (event := self.reader.next_event()) is not CLOSED:
+                if event is NEED_MORE:
+                    self.arrived.clear()
+                    await self.arrived.wait()
+                elif event is EXPECT_CONTINUE:
+                    self.transport.write(CONTINUE)
+                else:
+                    self.busy = True
+                    await self.serve_request(event)
+                    self.busy, self.since = False, time.monotonic()
+            self.transport.close()
+        except HTTPError as error:
+            self.refuse(error)
 
     async def serve_request(self, request: Request) -> None:
         reply = await self.server.reply(request)
@@ -2691,10 +2504,8 @@ class Connection(asyncio.Protocol):
             reply.status, reply.body, content_type=reply.content_type, headers=reply.headers,
             keep_alive=keep, head_only=request.method == "HEAD"))
         await self.writable.wait()
-        self.task, self.since = None, time.monotonic()
         if not keep:
             self.transport.close()
-        self.next_request()
 
     async def serve_socket(self, request: Request) -> None:
         """Answer one message after another, while receive_frames() goes on reading."""
@@ -2703,9 +2514,9 @@ class Connection(asyncio.Protocol):
         for event in self.socket.events_received():
             self.socket.send_response(self.socket.accept(event))
         self.flush()
+        self.receive_frames(self.reader.trailing())
         if self.socket.state is not OPEN:
             return self.transport.close()
-        self.receive_frames(self.reader.trailing())
         session, key = None, request.query.get("session_id")
         try:
             session = self.server.find_session(key) if key else self.server.open_session()
@@ -2715,8 +2526,10 @@ class Connection(asyncio.Protocol):
                     self.arrived.clear()
                     await self.arrived.wait()
                 await self.answer(session, self.messages.popleft())
-                await self.writable.wait()  # one slow reader costs only itself
-                self.transport.resume_reading()
+                if not self.writable.is_set():
+                    await self.writable.wait()  # one slow reader costs only itself
+                if len(self.messages) == self.limits.queued_messages - 1:
+                    self.transport.resume_reading()
         except PythonEnvError as error:
             self.send({"type": "error", "data": error_data(error)})
             self.end(1013 if isinstance(error, CapacityError) else 1008)
@@ -2729,26 +2542,25 @@ class Connection(asyncio.Protocol):
     def receive_frames(self, data: bytes) -> None:
         self.socket.receive_data(data)
         for frame in self.socket.events_received():
-            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                self.binary = frame.opcode is Opcode.BINARY or self.binary and frame.opcode is Opcode.CONT
-                self.fragments += frame.data  # max_size bounds the whole message
-                if frame.fin:
-                    self.take_message(bytes(self.fragments))
-                    self.fragments.clear()
+            if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                continue
+            if frame.opcode is not Opcode.CONT:
+                self.binary = frame.opcode is Opcode.BINARY
+            self.fragments += frame.data  # max_size bounds the whole message
+            if frame.fin:
+                message, self.fragments = bytes(self.fragments), bytearray()
+                try:
+                    self.messages.append("(a binary message)" if self.binary else message.decode())
+                except UnicodeDecodeError:
+                    self.socket.fail(1007)  # RFC 6455 8.1
+                if len(message) < 50 and re.fullmatch(rb'\s*{\s*"type"\s*:\s*"close"\W*', message):
+                    self.end(1000)  # at once, even during a step, which is killed
         if len(self.messages) >= self.limits.queued_messages:
             self.transport.pause_reading()
         self.arrived.set()
         self.flush()
 
-    def take_message(self, message: bytes) -> None:
-        try:
-            message.decode()
-        except UnicodeDecodeError:
-            if not self.binary:
-                return self.socket.fail(1007)  # RFC 6455 8.1
-        self.messages.append(b"(a binary message)" if self.binary else message)
-
-    async def answer(self, session: Session, message: bytes) -> None:
+    async def answer(self, session: Session, message: str) -> None:
         try:
             kind, data = parse_message(message)
             if kind == "close":
@@ -2794,7 +2606,8 @@ def serve(environment: typing.Callable[[], Environment], action: type[Action],
     """
     models = {"observation": observation, "state": state}
     for name, method in (("observation", "step"), ("state", "state")):
-        hints = typing.get_type_hints(getattr(environment, method, None) or serve)
+        function = getattr(environment, method, None) or serve
+        hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
         models[name] = models[name] or hints.get("return")
     models = {name: model for name, model in models.items() if dataclasses.is_dataclass(model)}
     options = {"name": getattr(environment, "__name__", "environment")} | options | models
@@ -2811,7 +2624,7 @@ async def run_until_signal(service: Service, host: str, port: int, stdin: Any = 
     try:
         reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())
         shown = f"[{host}]" if ":" in host else host
-        print(f"{service.name} on http://{shown}:{server.port}", f"isolation: {reached}" * bool(reached),
+        print(f"{service.name} on http://{shown}:{server.port}", f"(isolation: {reached or 'none'})",
               flush=True)
         if stdin:
             loop.add_reader(stdin, stop.set)
@@ -2821,23 +2634,16 @@ async def run_until_signal(service: Service, host: str, port: int, stdin: Any = 
 
 # ═══ 9. Page ══════════════════════════════════════════════════════════════════════════════════════
 
-PAGE_POLICY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-               "connect-src 'self'")
+PAGE_POLICY = "default-src 'self' 'unsafe-inline'"  # Content-Security-Policy
 PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
-  :root { color-scheme: light dark; font: 1rem/1.5 system-ui } [hidden] { display: none }
-  body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem } pre, dd { margin: 0 }
+  :root { color-scheme: light dark; font: 1rem/1.5 system-ui } dt { opacity: .7 }
+  body { max-width: 46rem; margin: 2rem auto; padding: 1rem } label:not([hidden]) { display: grid }
   pre, dd, textarea { font: .9rem/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-  label, dl, main { display: grid; gap: .3rem 1rem; margin: 1rem 0; align-items: baseline }
-  dl { grid-template-columns: 7rem 1fr } main { grid-template-columns: 1fr auto } dt { opacity: .7 }
-  input, select, textarea, button { font-size: 1rem; padding: .5rem .9rem; border-radius: .5rem;
-    border: 1px solid #8886; background: Canvas; color: inherit }
-  #run, h3 { color: light-dark(#1f5fa8, #8fbcf2); font-weight: 600 }
-  h3 { grid-column: 1 / 3; margin: .8rem 0 0; font-size: 1rem }
 </style><h1>$NAME</h1> <label id="access" hidden>Token <input id="token" type="password"></label>
 <label id="choice">Task <select id="task"><option>repl</option></select></label>
-<pre id="prompt"></pre> <label>Action (Ctrl+Enter runs it) <textarea id="input" rows="8"
-  spellcheck="false" autocapitalize="off">print(6 * 7)</textarea></label>
+<pre id="prompt"></pre> <label>Action (Ctrl+Enter runs it)
+<textarea id="input" rows="8" spellcheck="false">print(6 * 7)</textarea></label>
 <button id="run">Run</button> <button id="restart">Reset</button> <output id="message"></output>
 <dl id="outcome" aria-live="polite"></dl> <h2>Routes</h2> <main id="routes"></main>
 <script type="module">
@@ -2846,57 +2652,52 @@ const headers = { "Content-Type": "application/json" }; let example = { code: "p
 const make = (tag, textContent) => Object.assign(document.createElement(tag), { textContent });
 async function call(path, body) {  // the reply's JSON, or an Error that reads well
   const options = { headers, method: body ? "POST" : "GET", body: JSON.stringify(body) };
-  const reply = await fetch(path, options).catch(() => { throw Error("the server is silent"); });
-  const data = await reply.json().catch(() => ({ detail: reply.statusText }));
+  const reply = await fetch(path, options), data = await reply.json();
   if (path === "/reset") headers["X-Session-Id"] = reply.headers.get("X-Session-Id") ?? "";
   ui.access.hidden = reply.status !== 401;
   if (reply.ok) return data;
-  const faults = [data.detail].flat().map((e) => e?.msg ? `${e.loc.join(".")}: ${e.msg}` : e);
+  const faults = [data.detail].flat().map((e) => e.msg ? `${e.loc.join(".")}: ${e.msg}` : e);
   throw Error(`${reply.status} ${faults.join("; ")}`);
 }
 async function send(path, body) {  // resets or steps, and shows what came of it
-  if (path === "/step" && !headers["X-Session-Id"]) await reset();
   const { observation: { prompt, metadata, ...fields }, reward, done } = await call(path, body);
   if (prompt || path === "/reset") ui.prompt.textContent = prompt;
-  const rows = Object.entries({ ...fields, reward, done }).map(([name, value]) => [make("dt", name),
-    make("dd", typeof value === "object" ? JSON.stringify(value) : value)]);
-  ui.outcome.replaceChildren(...rows.flat());
+  ui.outcome.replaceChildren(...Object.entries({ ...fields, reward, done }).flatMap(([name, it]) =>
+    [make("dt", name), make("dd", typeof it === "object" ? JSON.stringify(it) : it)]));
 }
 const reset = () => send("/reset", example.code ? { task_id: ui.task.value } : {});
-const step = async () => send("/step", {
-  action: example.code ? { code: ui.input.value } : JSON.parse(ui.input.value) });
+async function step() {
+  const text = ui.input.value, action = example.code ? { code: text } : JSON.parse(text);
+  if (!headers["X-Session-Id"]) await reset();
+  await send("/step", { action });
+}
+async function load() {  // the tasks; where actions are not code, a box for their JSON
+  const { properties, required = [] } = (await call("/schema")).action;
+  const { tasks } = properties.code ? await call("/tasks") : { tasks: [] };
+  ui.task.append(...tasks.map((t) => new Option(`${t.task_id} (${t.difficulty})`, t.task_id)));
+  if (!(ui.choice.hidden = !properties.code)) return;
+  example = Object.fromEntries(required.map((name) => [name, properties[name].type]));
+  ui.input.value = JSON.stringify(example, null, 2);
+}
 const attempt = (work) => async () => {
   ui.message.textContent = "Running…";
   ui.message.textContent = await work().then(() => "", String);
 };
-async function load() {  // the tasks; where actions are not code, a box for their JSON
-  const { properties, required = [] } = (await call("/schema")).action;
-  for (const { task_id: id, difficulty } of properties.code ? (await call("/tasks")).tasks : [])
-    if (id !== "repl") ui.task.add(new Option(`${id} (${difficulty})`, id));
-  if (properties.code) return;
-  example = Object.fromEntries(required.map((name) => [name, properties[name].type]));
-  ui.input.value = JSON.stringify(example, null, 2); ui.choice.hidden = true;
-}
 ui.run.onclick = attempt(step); ui.restart.onclick = ui.task.onchange = attempt(reset);
 ui.input.onkeydown = (e) => (e.ctrlKey || e.metaKey) && e.key === "Enter" && ui.run.click();
 ui.token.onchange = () => { headers.Authorization = `Bearer ${ui.token.value}`; attempt(load)(); };
 await attempt(load)();
-for (const [route, about, body] of [
-  ["POST /reset", "starts an episode; the cookie jar keeps its session", { task_id: "repl" }],
-  ["POST /step", "takes an action, returns observation, reward, done", { action: example }],
-  ["WS /ws", "is both over one connection, for agents and trainers"],
-  ["POST /mcp", "is the same as MCP tools", { jsonrpc: "2.0", id: 1, method: "tools/list" }],
-  ["GET /state", "shows the episode"], ["GET /tasks", "lists what reset can name"],
-  ["GET /health", "says if all is well"], ["GET /metadata", "has name, version, isolation"],
-  ["GET /schema", "has the JSON Schemas"], ["GET /openapi.json", "lists the HTTP routes"],
-]) {
-  const data = body ? ` -H 'Content-Type: application/json' -d '${JSON.stringify(body)}'` : "";
-  const curl = `curl -b jar -c jar ${origin}${route.split(" ")[1]}${data}`;
-  const python = `from python_env import PythonEnv\n\nwith PythonEnv(base_url="${origin}") as env:
-    print(env.reset())`;
+const rpc = { jsonrpc: "2.0", id: 1, method: "tools/list" }, bodies = {
+  "POST /reset": { task_id: "repl" }, "POST /step": { action: example }, "POST /mcp": rpc };
+for (const route of [...Object.keys(bodies), "WS /ws", ..."state tasks health metadata schema"
+  .split(" ").map((name) => `GET /${name}`), "GET /openapi.json"]) {
+  const data = ` -H 'Content-Type: application/json' -d '${JSON.stringify(bodies[route])}'`;
+  const curl = `curl -b jar -c jar ${origin}${route.split(" ")[1]}${bodies[route] ? data : ""}`;
+  const python = `from python_env import PythonEnv
+with PythonEnv(base_url="${origin}") as env:\n    print(env.reset())`;
   const text = make("pre", route === "WS /ws" ? python : curl), copy = make("button", "Copy");
   copy.onclick = () => { getSelection().selectAllChildren(text); document.execCommand("copy"); };
-  ui.routes.append(make("h3", `${route} ${about}`), text, copy);
+  ui.routes.append(make("h3", route), text, copy);
 }</script>"""
 
 # ═══ 10. Client ═══════════════════════════════════════════════════════════════════════════════════
@@ -2914,47 +2715,193 @@ class ServerError(PythonEnvError, RuntimeError):
         super().__init__(f"Server error: {message} (code: {code})")
         self.code, self.errors = code, errors or []
 
+class DockerError(PythonEnvError, RuntimeError):
+    """Docker or a container failed; one line says how and what to do, a container's log follows."""
+
+    REMEDIES = {  # docker has no error codes: what it writes, tried in this order, and what to do
+        "trying to connect": "no permission on docker's socket; `sudo usermod -aG docker $USER`",
+        "docker daemon|during connect": "no docker daemon answers; start it, or mend DOCKER_HOST",
+        "no such image": "no image {image} on this machine; `docker build -t {image} .`, or pull",
+        "already in use|already allocated|ports are not": "port {port} is taken; name another",
+        "access denied|denied:|unauthori|authentic|basic auth|manifest|name unknown":
+            "the registry denies {image}; check its name, or `docker login {registry}`",
+        "dial tcp|https?:|time(d )?out|x509|eof":
+            "{registry} cannot be reached; check the network and registry=, or use pull=False",
+        "": "docker cannot run {image}; check image=, tag= and docker_args=",
+    }  # fmt: skip
+
+    def __init__(self, message: str):
+        super().__init__(re.sub(r"[^\n -~\xa0-\U0010ffff]", "?", message))  # no terminal escapes
+
+    @classmethod
+    def for_words(cls, said: str, image: str, port: int | None = None) -> "DockerError":
+        lines = re.findall(r"(?m)^(?!WARNING|[0-9a-f]{64}$)(.*\S)", said) or ["nothing"]
+        remedy = next(r for words, r in cls.REMEDIES.items() if re.search(f"(?i){words}", lines[0]))
+        remedy = remedy.format(image=image, port=port, registry=image.split("/")[0])
+        return cls(f"{remedy} (docker says: {lines[0][:400]})")
+
+def _docker(image: str, *command: str, stdout: Any = subprocess.PIPE, check: bool = True) -> str:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": subprocess.PIPE}
+    try:
+        done = subprocess.run(["docker", *command], **streams, errors="replace")
+    except FileNotFoundError:
+        raise DockerError("no `docker` on PATH; install it, or use a server's base_url=") from None
+    if done.returncode and check:
+        raise DockerError.for_words(done.stderr, image)
+    return f"{done.stdout}{done.stderr}"
+
+def _health(url: str, headers: dict[str, str], timeout_s: float) -> tuple[str, str]:
+    """Ask `url`/health once: "ready", "absent" (no answer), "waking" (5xx) or "wrong"; and why."""
+    request = urllib.request.Request(f"{url}/health")
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)  # a redirect must not take a token along
+    direct = is_loopback(urllib.parse.urlsplit(url).hostname or "")  # then never by a proxy
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if direct else None))
+    try:
+        with opener.open(request, timeout=timeout_s) as answer:
+            if "status" in dict(json.loads(answer.read(65_536))):
+                return "ready", ""
+    except urllib.error.HTTPError as error:
+        return ("waking" if error.code >= 500 else "wrong"), f"/health answers HTTP {error.code}"
+    except OSError as error:
+        return "absent", f"/health does not answer: {getattr(error, 'reason', error)}"
+    except (http.client.HTTPException, ValueError, TypeError, RecursionError):
+        pass
+    return "wrong", "this is no OpenEnv server: /health is no JSON with a status"
+
+def _wait(what: str, ask: typing.Callable, patience: tuple[str, ...], timeout_s: float) -> str:
+    """Return "" once `ask` says ready, or why it will not be; a terminal sees the seconds pass."""
+    log.info("%s", what)
+    start, pause, live = time.monotonic(), 0.02, sys.stderr and sys.stderr.isatty()
+    while True:
+        left = start + timeout_s - time.monotonic()
+        verdict, why = ask(timeout_s=max(0.1, min(left, 5.0)))
+        over = verdict not in patience or left < 0
+        if live:
+            line = "" if over else f"{what} … {timeout_s - left:.0f} s"
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        if over:
+            return why and f"{what}: {why}, after {time.monotonic() - start:.1f} s"
+        time.sleep(pause)
+        pause = min(pause * 1.2, 0.5)  # a good start takes half a second
+
+def _keeper() -> None:
+    """The program of a process beside the client, which owns a container from birth to death.
+
+    A pipe tells it what to run; it runs that, reports, and waits. A byte, the pipe's end, or a new
+    parent (the client was killed, but a fork of it holds the pipe) all mean: remove the container.
+    Nobody else runs `docker run`, so the client may vanish at any moment, even halfway through it.
+    """
+    import contextlib, json, os, select, signal, subprocess, time  # noqa: E401 (it runs alone)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the pipe decides, whoever else is told to stop
+    pipe = open(0, "rb", buffering=0)
+    client, name, run = json.loads(pipe.readline())  # if not even this came, dying here is right
+    code = subprocess.call(run, stdin=subprocess.DEVNULL, stderr=1)
+    with contextlib.suppress(OSError):  # nobody reads: the pipe has ended, too
+        os.write(1, b"" if code else b"started")
+    os.close(1)
+    while not select.select([pipe], [], [], 2.0)[0] and os.getppid() == client:
+        pass
+    for _ in range(30):  # a daemon that is restarting refuses for a while
+        if not subprocess.run(["docker", "rm", "-fv", name], capture_output=True).returncode:
+            return
+        time.sleep(0.5)
+    raise SystemExit(1)
+
+class Container:
+    """A container of an OpenEnv image; `url` is its server, on this machine's loopback only.
+
+    Removed by close(), which waits for it, garbage collection, exit, and any death of this process,
+    SIGKILL included; not by its forks. A constructor that raises leaves nothing behind. Arguments
+    and errors are those of EnvClient.from_docker_image.
+    """
+
+    def __init__(self, image, port=None, env_vars=None, timeout_s=60.0, docker_args=()):
+        _docker(image, "image", "inspect", image)  # the commonest errors, before anything starts
+        self.image, self.name = image, f"python-env-{os.getpid()}-{secrets.token_hex(4)}"
+        run = ["docker", "run", "-d", "--pull=never", f"--publish=127.0.0.1:{port or ''}:8000"]
+        run += [f"--env={key}={value}" for key, value in (env_vars or {}).items()]
+        run += [*docker_args, f"--label=python_env.client={os.getpid()}", f"--name={self.name}"]
+        order = json.dumps([os.getpid(), self.name, [*run, "--", image]]).encode()
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", inspect.getsource(_keeper) + "_keeper()"], bufsize=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal sends Ctrl-C to a whole process group
+        )  # fmt: skip
+        # close(), garbage collection, exit: whoever comes first; calling it again does nothing.
+        self.close = weakref.finalize(self, self._remove, keeper, self.name, os.getpid())
+        try:  # the order is no argument: `ps` would show the secrets in env_vars all along
+            keeper.stdin.write(order + b"\n")
+            said = keeper.stdout.read().decode(errors="replace")
+            if not said.endswith("started"):
+                raise DockerError.for_words(said, image, port)
+            if why := _wait(f"starting {image}", self._ask, ("absent", "waking"), timeout_s):
+                tail = _docker(image, "logs", "--tail=20", self.name, check=False)[-2000:]
+                raise DockerError(f"{why}; raise timeout_s=, or see its log, which ends:\n{tail}")
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _remove(keeper: subprocess.Popen, name: str, client: int) -> None:
+        if os.getpid() != client:
+            return  # a fork has a copy of the finalizer, but no say
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired), keeper.stdin, keeper.stdout:
+            keeper.stdin.write(b"\n")  # closing is not enough while a fork holds the pipe
+            keeper.wait(30)
+        if keeper.poll() != 0:
+            log.warning("a container may be left behind; `docker rm -f -v %s`", name)
+
+    def _ask(self, timeout_s: float) -> tuple[str, str]:
+        shape = "--format=[{{json .State}}, {{json .NetworkSettings.Ports}}]"
+        state, ports = json.loads(_docker(self.image, "inspect", shape, self.name).splitlines()[0])
+        if not state["Running"]:
+            return "wrong", f"it exited with code {state['ExitCode']}"
+        published = ports.get("8000/tcp") or [{"HostPort": 8000}]  # none with --network=host
+        self.url = f"http://127.0.0.1:{published[0]['HostPort']}"
+        return _health(self.url, {}, timeout_s)
+
+def _space_slug(repo_id: str) -> str:
+    """Owner/My_Env, or a URL of it, as owner-my-env, after which its image and host are named."""
+    if host := re.fullmatch(r"https://([a-z0-9-]+)\.hf\.space(/.*)?", repo_id.strip().lower()):
+        return host[1]
+    name = re.sub(r"https://huggingface\.co/spaces/([^/]+/[^/?#]+).*", r"\1", repo_id.strip())
+    part = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"  # the Hub's own rule
+    if not re.fullmatch(f"{part}/{part}", name) or "--" in name or ".." in name:
+        raise InvalidRequest(f"repo_id: expected owner/name or a Space's URL, got {repo_id[:99]!r}")
+    return re.sub("[^a-z0-9]", "-", name.lower())
+
 class EnvClient:
     """A synchronous client of any OpenEnv server; one WebSocket connection is one session.
 
     base_url: http(s):// or ws(s)://, with or without a path prefix.
     connect_timeout_s: seconds for the connection, during which a full server is tried again.
-    message_timeout_s: seconds for a reply; a step's own timeout_s is added where it is longer.
-    headers, token: sent with the connection; a token as `Authorization: Bearer`.
+    message_timeout_s: seconds for a reply; a step's own timeout_s is added to it.
+    headers, token: sent with the connection; the token as `Authorization: Bearer`.
 
-    Subclass it and override `_step_payload`, `_parse_result` and `_parse_state` for models of your
-    own, or set `observation` and `state_model` to dataclasses; as it is, actions may be dicts or
-    dataclasses, and observations are dicts. Connects at the first call; close() may be repeated.
+    It connects at the first call. Actions may be dicts or dataclasses; observations and states are
+    dicts, or what a subclass sets as `observation_model` and `state_model` (dataclasses); or it
+    overrides `_step_payload`, `_parse_result` and `_parse_state`, as OpenEnv's own clients do.
     """
 
     observation_model: type | None = None
     state_model: type | None = None
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        connect_timeout_s: float = 10.0,
-        message_timeout_s: float = 60.0,
-        headers: dict[str, str] | None = None,
-        token: str | None = None,
-    ):
-        self._opened, self._cleanup = contextlib.ExitStack(), contextlib.ExitStack()
-        if base_url is None:
-            raise InvalidRequest("base_url: expected a server's URL, as http://localhost:8000")
-        url = base_url.strip().rstrip("/")
-        scheme, _, rest = url.rpartition("://")
-        if scheme not in ("", "http", "https", "ws", "wss") or not rest:
-            raise InvalidRequest(f"base_url: expected http(s):// or ws(s)://, got {base_url[:200]!r}")
-        self.base_url = url if scheme else f"http://{url}"
-        secure = scheme in ("https", "wss")
-        self.ws_url = f"{'wss' if secure else 'ws'}://{rest.removesuffix('/ws')}/ws"
+    def __init__(self, base_url: str, *, connect_timeout_s: float = 10.0,
+                 message_timeout_s: float = 60.0, headers: dict[str, str] | None = None,
+                 token: str | None = None):
+        self._cleanup, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
+        match = re.fullmatch(r"(?:(?:http|ws)(s?)://)?((?:\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(?::\d+)?"
+                             r"(?:/[^\s?#]+?)??)(?:/ws)?/*", str(base_url or ""))
+        if not match:
+            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
+        secure, rest = match[1] or "", match[2]
+        self.base_url, self.ws_url = f"http{secure}://{rest}", f"ws{secure}://{rest}/ws"
         self.connect_timeout_s, self.message_timeout_s = connect_timeout_s, message_timeout_s
-        self.headers = dict(headers or {})
-        if token:
-            self.headers["Authorization"] = f"Bearer {token}"
-        self._socket: Any = None
-        self._lost = ""  # why a call cannot go on: the session's state is gone
+        self.headers = dict(headers or {}) | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._socket, self._fresh = None, True
+        self._lost = ""  # why the session is gone; reset() begins another
 
     def connect(self) -> "EnvClient":
         """Connect now, rather than at the first call. Raises ConnectionFailed."""
@@ -2970,35 +2917,32 @@ class EnvClient:
             try:
                 connection = websockets.sync.client.connect(
                     self.ws_url, open_timeout=max(0.1, left), max_size=LIMITS.reply_bytes,
-                    compression=None, additional_headers=self.headers, **options,
-                )  # fmt: skip
-                self._socket = self._opened.enter_context(connection)
-                self._lost = ""
+                    compression=None, additional_headers=self.headers, close_timeout=1, **options)
+                self._socket, self._lost = self._opened.enter_context(connection), ""
+                self._fresh = True  # no reply yet: the server may say that it is full
                 return
             except (OSError, EOFError, websockets.exceptions.WebSocketException) as error:
                 status = getattr(getattr(error, "response", None), "status_code", None)
-                if status == 503 and left > 0.2:
-                    time.sleep(0.2)
-                    continue
-                remedy = {401: "it wants token=...", 403: "it wants another token= or Host"}.get(
-                    status, "is an OpenEnv server running there?"
-                )
-                raise ConnectionFailed(
-                    f"cannot connect to {self.ws_url}: {error or type(error).__name__}; {remedy}"
-                ) from None
+                if status != 503 or left < 0.2:
+                    remedy = {401: "it wants a token=", 403: "it wants a token=, or refuses the Host"}
+                    raise ConnectionFailed(
+                        f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
+                        + remedy.get(status, "is an OpenEnv server running there?")) from None
+                time.sleep(0.2)  # a full server, or a Space that wakes up
 
-    def _request(self, message: dict, timeout_s: float = 0.0) -> dict[str, Any]:
+    def _request(self, message: dict, more_s: float = 0.0) -> dict[str, Any]:
         """Send one message and return its reply's data."""
         end = time.monotonic() + self.connect_timeout_s
         if self._lost and message["type"] != "reset":
             raise ConnectionFailed(f"{self._lost}; call reset() to begin anew")
         while True:
-            if first := not self._socket:
+            if not self._socket:
                 self._open(end)
             try:
-                return self._exchange(json.dumps(message), self.message_timeout_s + timeout_s)
+                return self._exchange(json.dumps(message), self.message_timeout_s + more_s)
             except ServerError as error:
-                if not (first and error.code == "CAPACITY_REACHED" and time.monotonic() < end):
+                full = self._fresh and error.code == "CAPACITY_REACHED"
+                if not full or time.monotonic() > end:
                     raise
                 self._drop("the server was full")
                 time.sleep(0.1)
@@ -3008,24 +2952,23 @@ class EnvClient:
             with contextlib.suppress(websockets.exceptions.ConnectionClosed):
                 self._socket.send(text)  # where it fails, the server may have said why before
             reply = json.loads(self._socket.recv(timeout=timeout_s))
-            kind, data = reply["type"], reply.get("data", {})
-            if not isinstance(data, dict):
-                raise TypeError("its data is no object")
+            kind, data = reply["type"], reply.get("data") or {}
+            message, code = data.get("message"), data.get("code", "UNKNOWN")
         except TimeoutError:
             self._drop(f"no reply from {self.ws_url} within {timeout_s:g} s (message_timeout_s)")
-            raise ReplyTimeout(self._lost + "; the connection was closed") from None
+            raise ReplyTimeout(f"{self._lost}; the connection was closed") from None
         except websockets.exceptions.ConnectionClosed as error:
             self._drop(f"the connection to {self.ws_url} was lost: {error}")
-            raise ConnectionFailed(self._lost + "; call reset() to begin anew") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            self._drop(f"{self.ws_url} does not speak OpenEnv: {error!r}")
+            raise ConnectionFailed(f"{self._lost}; call reset() to begin anew") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._drop(f"{self.ws_url} does not speak OpenEnv: {error!r:.200}")
             raise ConnectionFailed(self._lost) from None
         except BaseException:  # Ctrl-C: the reply that is still to come must not be the next one's
             self._drop("the last call was interrupted")
             raise
         if kind == "error":
-            message, code = str(data.get("message")), str(data.get("code", "UNKNOWN"))
-            raise ServerError(message, code, data.get("errors"))
+            raise ServerError(str(message), str(code), data.get("errors"))
+        self._fresh = False
         return data
 
     def _drop(self, why: str) -> None:
@@ -3039,19 +2982,19 @@ class EnvClient:
         return self._parse_result(self._request({"type": "reset", "data": options}))
 
     def step(self, action: Any, **_: Any) -> StepResult:
-        """Take one step. Raises ServerError (the server's refusal, the session goes on),
-        ReplyTimeout or ConnectionFailed (the session is lost: reset() begins another)."""
+        """Take one step. Raises ServerError (refused; the session goes on), ReplyTimeout or
+        ConnectionFailed (the session is lost: reset() begins another)."""
         payload = self._step_payload(action)
-        seconds = payload.get("timeout_s") if isinstance(payload, dict) else None
-        extra = seconds if isinstance(seconds, int | float) else 0.0
-        return self._parse_result(self._request({"type": "step", "data": payload}, extra))
+        seconds = payload.get("timeout_s")
+        more_s = seconds if isinstance(seconds, int | float) else 0.0
+        return self._parse_result(self._request({"type": "step", "data": payload}, more_s))
 
     def state(self) -> Any:
         """The episode's state, at any time."""
         return self._parse_state(self._request({"type": "state"}))
 
     def close(self) -> None:
-        """End the session, and whatever was started for it; may be called again."""
+        """End the session and whatever was started for it; may be called again."""
         if self._socket:
             with contextlib.suppress(Exception):
                 self._socket.send('{"type": "close"}')
@@ -3070,7 +3013,56 @@ class EnvClient:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    # Overridden by subclasses for other models
+    @classmethod
+    def from_docker_image(
+        cls, image: str = "python-env:latest", *, port: int | None = None,
+        env_vars: dict[str, str] | None = None, timeout_s: float = 60.0,
+        docker_args: typing.Sequence[str] = (), **client_options: Any,
+    ) -> "EnvClient":  # fmt: skip
+        """Start a local image that serves port 8000, and connect; close() removes the container.
+
+        port: on 127.0.0.1; None means a free one. env_vars: the server's. timeout_s: seconds from
+        the container's start until its /health answers. docker_args: more options of `docker run`,
+        as ["--memory=1g"]. client_options: the constructor's. Raises DockerError, ConnectionFailed.
+        """
+        container = Container(image, port, env_vars, timeout_s, docker_args)
+        with contextlib.ExitStack() as undo:
+            undo.callback(container.close)
+            env = cls(container.url, **client_options).connect()
+            env._cleanup.callback(undo.pop_all().close)
+            env._container = container  # which is removed when nobody holds it any more
+            return env
+
+    @classmethod
+    def from_hub(
+        cls, repo_id: str, *, tag: str = "latest", image: str | None = None,
+        registry: str = "registry.hf.space", pull: bool = True, use_docker: bool = True,
+        token: str | None = None, timeout_s: float = 120.0, **options: Any,
+    ) -> "EnvClient":  # fmt: skip
+        """Pull a Hugging Face Space's image, start it here and connect; or connect to the Space.
+
+        repo_id: owner/name, or a Space's URL. image: the whole name, where the Hub shortens it;
+        None follows from repo_id. pull: ask the registry each time, as tags move; False takes what
+        is here. options: from_docker_image's. use_docker=False uses the Space itself, waking it for
+        timeout_s seconds at most (the official from_env would run its code here); options are the
+        constructor's then, and token goes to it alone: docker has its own, by `docker login`.
+        Raises InvalidRequest, DockerError, ConnectionFailed.
+        """
+        slug = _space_slug(repo_id)
+        if not use_docker:
+            env = cls(f"https://{slug}.hf.space", token=token, **options)
+            ask = functools.partial(_health, env.base_url, env.headers)
+            if why := _wait(f"waking {env.base_url}", ask, ("waking",), timeout_s):
+                raise ConnectionFailed(f"{why}; check its name, timeout_s=, or token= if private")
+            return env.connect()
+        image = image or f"{registry}/{slug}:{tag}"
+        if pull:
+            log.info("pulling %s", image)
+            live = sys.stderr and sys.stderr.isatty()  # then docker shows its own progress
+            _docker(image, "pull", "--", image, stdout=sys.stderr if live else subprocess.DEVNULL)
+        return cls.from_docker_image(image, timeout_s=timeout_s, **options)
+
+    from_env = from_hub  # the official client's name for it
 
     def _step_payload(self, action: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(action):
@@ -3080,17 +3072,18 @@ class EnvClient:
     def _parse_result(self, payload: dict[str, Any]) -> StepResult:
         reward, done = payload.get("reward"), payload.get("done", False)
         observation = payload.get("observation", {})
-        if self.observation_model and isinstance(observation, dict):
-            given = {**observation, "reward": reward, "done": done}
-            observation = _lenient(self.observation_model, given)
+        if isinstance(observation, dict):
+            seen = {**observation, "reward": reward, "done": done}
+            observation = self._model(self.observation_model, seen, observation)
         return StepResult(observation, reward, done, payload.get("metadata"))
 
     def _parse_state(self, payload: dict[str, Any]) -> Any:
-        return _lenient(self.state_model, payload) if self.state_model else payload
+        return self._model(self.state_model, payload, payload)
 
-def _lenient(model: type, data: dict[str, Any]) -> Any:
-    """A reply as a model: a newer server's additional fields are passed over."""
-    return model(**{name: data[name] for name in _fields(model) if name in data})
+    @staticmethod
+    def _model(model: type | None, data: dict[str, Any], plain: dict[str, Any]) -> Any:
+        # A newer server's additional fields are passed over.
+        return model(**{key: data[key] for key in _fields(model) if key in data}) if model else plain
 
 class PythonEnv(EnvClient):
     """The client of a python_env server; PythonEnv() without a URL brings a server of its own.
@@ -3102,187 +3095,147 @@ class PythonEnv(EnvClient):
 
     observation_model, state_model = PythonObservation, PythonState
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        tasks: str | os.PathLike | None = None,
-        server_args: typing.Sequence[str] = (),
-        **options: Any,
-    ):
-        if base_url is not None:
-            if tasks or server_args:
-                raise InvalidRequest("tasks and server_args are for PythonEnv() without a base_url")
-            return super().__init__(base_url, **options)
-        given = ["--tasks", os.fspath(tasks)] if tasks else []
-        child = EmbeddedServer([*given, *server_args])
-        try:
-            super().__init__(child.url, **options)
-        except BaseException:
-            child.close()
-            raise
-        self._cleanup.callback(child.close)
+    def __init__(self, base_url: str | None = None, *, tasks: str | os.PathLike | None = None,
+                 server_args: typing.Sequence[str] = (), **options: Any):
+        if base_url is None:
+            given = ["--tasks", os.fspath(tasks)] if tasks else []
+            child, base_url = start_server([*given, *server_args])
+        elif tasks or server_args:
+            raise InvalidRequest("tasks and server_args are for PythonEnv() without a base_url")
+        else:
+            child = None
+        with contextlib.ExitStack() as held:
+            if child:
+                held.callback(stop_server, child)
+            super().__init__(base_url, **options)
+            self._cleanup.push(held.pop_all())
         weakref.finalize(self, self._cleanup.close)  # garbage collection, and the interpreter's exit
 
-class EmbeddedServer:
-    """A server in a child process. It ends when its standard input does: with us, however we end."""
+def start_server(arguments: list[str]) -> tuple[subprocess.Popen, str]:
+    """A server in a child process, and its URL. It ends when its standard input does: with us,
+    however we end."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHON_ENV_TOKEN"}
+    child = subprocess.Popen(
+        [sys.executable, os.path.realpath(__file__), "serve", "--port", "0", "--host", "127.0.0.1",
+         "--exit-with-stdin", "--log-level", "warning", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True)  # Ctrl-C is the user's program's, not the server's
+    if match := re.search(r"http://\S+", child.stdout.readline()):
+        return child, match[0]
+    stop_server(child)
+    raise ConnectionFailed(f"the embedded server did not start: exit code {child.returncode}")
 
-    def __init__(self, arguments: list[str]):
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHON_ENV_TOKEN"}
-        command = [sys.executable, os.path.realpath(__file__), "serve", "--port", "0"]
-        self.process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--exit-with-stdin", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-            start_new_session=True,  # Ctrl-C is the user's program's, not the server's
-        )  # fmt: skip
-        line = self.process.stdout.readline()
-        match = re.search(r"http://\S+", line)
-        if not match:
-            self.close()
-            raise ConnectionFailed(f"the embedded server did not start: exit code {self.process.returncode}")
-        self.url = match[0]
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
+def stop_server(child: subprocess.Popen) -> None:
+    with child:  # which closes its pipes, and waits
+        child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(5)
+        child.kill()
 
 # ═══ 11. Command line ═════════════════════════════════════════════════════════════════════════════
 
-def _number(kind: type, least: float) -> typing.Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not least <= value < math.inf:
+YES, NO = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
+FLAGS = {  # name: default, whose type a text must have; least and most, or the words; help
+    "host": ("127.0.0.1", (), "address to listen on; 0.0.0.0 for all"),
+    "port": (8000, (0, 65_535), "port to listen on; 0: any free one"),
+    "tasks": (None, (), "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format"),
+    "max-sessions": (LIMITS.max_sessions, (1, 10**9), "sessions at once"),
+    "step-timeout": (LIMITS.step_s, (0.1, 10**9), "seconds for a step that names no timeout_s"),
+    "max-step-timeout": (LIMITS.step_max_s, (0.1, 10**9), "the most that a step may ask for"),
+    "memory-mb": (LIMITS.memory_mb, (64, 10**9), "address space of an interpreter, MiB"),
+    "idle-timeout": (LIMITS.ws_idle_s, (1, 10**9),
+                     "seconds until an idle WebSocket session ends (HTTP: at most 300)"),
+    "preload": ((), (), "modules to import before each fork, as numpy,pandas"),
+    "allow-origin": ((), (), "other sites whose pages may call, as https://a.org; * for all"),
+    "allow-host": ((), (), "Host names served on a loopback address, besides localhost"),
+    "require-isolation": (False, (*YES, *NO), "refuse to start without seccomp and Landlock"),
+    "log-level": ("info", ("debug", "info", "warning", "error"), "of what goes to stderr")}
+
+def read_flag(default: Any, allowed: tuple, variable: str, text: str) -> Any:
+    """The value of a flag or of its environment variable (argparse converts defaults too)."""
+    kind, number = type(default), type(default) in (int, float)
+    try:
+        value = kind(text) if number else text.lower() if allowed else text
+        if allowed and not (allowed[0] <= value <= allowed[1] if number else value in allowed):
             raise ValueError
-        return value
-
-    parse.__name__ = f"{kind.__name__} of at least {least:g}"  # argparse names it in its message
-    return parse
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, re.split(r"[,\s]+", text)))
-
-FLAGS: dict[str, dict[str, Any]] = {
-    "host": dict(default="127.0.0.1", help="address to listen on; 0.0.0.0 for all"),
-    "port": dict(type=_number(int, 0), default=8000, help="port to listen on; 0: any free one"),
-    "tasks": dict(metavar="FILE", help="JSONL or JSONL.gz: HumanEval, MBPP or own format"),
-    "max-sessions": dict(type=_number(int, 1), default=LIMITS.max_sessions, help="sessions at once"),
-    "step-timeout": dict(type=_number(float, 0.1), default=LIMITS.step_s,
-                         help="seconds a step may run when its action names no timeout_s"),
-    "max-step-timeout": dict(type=_number(float, 0.1), default=LIMITS.step_max_s,
-                             help="the most seconds that an action may ask for"),
-    "memory-mb": dict(type=_number(int, 64), default=LIMITS.memory_mb, help="address space, MiB, of an interpreter"),
-    "idle-timeout": dict(type=_number(float, 1), default=LIMITS.ws_idle_s,
-                         help="seconds until an idle WebSocket session ends (HTTP: at most 300)"),
-    "preload": dict(type=_names, default=(), metavar="MODULES", help="imported before each fork, as numpy"),
-    "allow-origin": dict(type=_names, default=(), metavar="ORIGINS", help="other sites' pages that may call; * for all"),
-    "allow-host": dict(type=_names, default=(), metavar="NAMES", help="Host names served on a loopback address"),
-    "require-isolation": dict(action="store_true", help="refuse to start without seccomp and Landlock"),
-    "log-level": dict(choices=("debug", "info", "warning", "error"), default="info", help="to standard error"),
-}  # fmt: skip
+    except ValueError:
+        words = "{}..{}".format(*allowed) if number else ", ".join(allowed)
+        words = f"expected {words} (here or in {variable}), got {text[:100]!r}"
+        raise argparse.ArgumentTypeError(words) from None
+    words = tuple(re.findall(r"[^,\s]+", text))
+    return words if kind is tuple else value in YES if kind is bool else value
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python-env", description="An OpenEnv environment for writing Python, with rewards that "
-        "the code cannot forge.",
-    )  # fmt: skip
+    parser = argparse.ArgumentParser(prog="python-env", description="An OpenEnv environment for "
+                                     "writing Python, with rewards that the code cannot forge.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("demo", help="play a built-in task against a server of its own")
     serving = commands.add_parser(
         "serve", help="run the server", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Run the server until SIGTERM or Ctrl-C. It prints its URL and the isolation "
-        "reached on this machine.",
-        epilog="Each flag is also an environment variable: --step-timeout is PYTHON_ENV_STEP_TIMEOUT. "
+        "reached on this machine.", epilog="Each flag is also an environment variable: "
+        "--step-timeout is PYTHON_ENV_STEP_TIMEOUT (--max-sessions is MAX_CONCURRENT_ENVS too). "
         "PYTHON_ENV_TOKEN, which has no flag, asks every client for 'Authorization: Bearer TOKEN'. "
-        "Try it: curl -X POST http://127.0.0.1:8000/step -d '{\"action\": {\"code\": \"1+1\"}}'",
-    )  # fmt: skip
-    for name, options in FLAGS.items():
-        variable = "PYTHON_ENV_" + name.upper().replace("-", "_")
-        given = os.environ.get(variable)
-        if name == "max-sessions":
-            given = given or os.environ.get("MAX_CONCURRENT_ENVS")  # OpenEnv's name for it
-        if given and options.get("action") == "store_true":
-            options = {**options, "default": given.lower() in ("1", "true", "yes", "on")}
-        elif given:
-            options = {**options, "default": given}  # argparse converts a default that is text
-        serving.add_argument(f"--{name}", **options)
+        "Try it: curl http://127.0.0.1:8000/step -d '{\"action\": {\"code\": \"1+1\"}}'")
+    for name, (default, allowed, words) in FLAGS.items():
+        variable = f"PYTHON_ENV_{name.upper().replace('-', '_')}"
+        if name == "max-sessions" and not os.environ.get(variable):
+            variable = "MAX_CONCURRENT_ENVS"  # OpenEnv's name for it
+        extra = {"nargs": "?", "const": True} if default is False else {}
+        serving.add_argument(f"--{name}", default=os.environ.get(variable) or default, help=words,
+                             type=functools.partial(read_flag, default, allowed, variable), **extra)
     serving.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
-    commands.add_parser("demo", help="play a built-in task against a server of its own")
     return parser
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status. 2: something that was given is wrong."""
-    arguments = build_parser().parse_args(argv)
+    given = build_parser().parse_args(argv)
     try:
-        if arguments.command == "demo":
+        if given.command == "demo":
             return play_demo()
-        logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-        asyncio.run(serve_python(arguments))
+        shape = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(level=given.log_level.upper(), format=shape)
+        asyncio.run(serve_python(given))
         return 0
     except KeyboardInterrupt:
         return 130
-    except InvalidRequest as error:
-        print(f"python-env: {error}", file=sys.stderr)
-        return 2
     except (PythonEnvError, OSError) as error:
         print(f"python-env: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InvalidRequest) else 1
 
-async def serve_python(arguments: argparse.Namespace) -> None:
-    path = arguments.tasks
-    tasks = load_tasks(path) if path else BUILTIN_TASKS
+async def serve_python(given: argparse.Namespace) -> None:
+    tasks = load_tasks(given.tasks) if given.tasks else BUILTIN_TASKS
     limits = dataclasses.replace(
-        LIMITS, max_sessions=arguments.max_sessions, step_s=arguments.step_timeout,
-        step_max_s=max(arguments.max_step_timeout, arguments.step_timeout),
-        memory_mb=arguments.memory_mb, ws_idle_s=arguments.idle_timeout,
-        http_idle_s=min(LIMITS.http_idle_s, arguments.idle_timeout),
-    )  # fmt: skip
-    sandbox = Sandbox(limits, arguments.preload, (path,) if path else ())
+        LIMITS, max_sessions=given.max_sessions, memory_mb=given.memory_mb,
+        step_s=given.step_timeout, step_max_s=max(given.max_step_timeout, given.step_timeout),
+        ws_idle_s=given.idle_timeout, http_idle_s=min(LIMITS.http_idle_s, given.idle_timeout))
+    sandbox = Sandbox(limits, given.preload, (given.tasks,) if given.tasks else ())
     try:
         await sandbox.start()
-        isolation = sandbox.isolation
-        if arguments.require_isolation and not isolation["full"]:
-            raise InvalidRequest(f"--require-isolation: this machine reaches only {isolation}")
-        turn = itertools.count()
+        if given.require_isolation and not sandbox.isolation["full"]:
+            raise InvalidRequest(f"--require-isolation: here is only {sandbox.isolation}")
         service = Service(
-            factory=lambda: PythonEnvironment(sandbox, tasks, turn), action=PythonAction,
-            observation=PythonObservation, state=PythonState, limits=limits, tasks=tasks,
-            isolation=isolation, token=os.environ.get("PYTHON_ENV_TOKEN") or None,
-            allow_origin=arguments.allow_origin, allow_host=arguments.allow_host,
-            description="Write Python: an isolated interpreter runs it, hidden tests judge it",
-        )  # fmt: skip
-        stdin = sys.stdin if arguments.exit_with_stdin else None
-        await run_until_signal(service, arguments.host, arguments.port, stdin)
+            factory=functools.partial(PythonEnvironment, sandbox, tasks, itertools.count()),
+            action=PythonAction, observation=PythonObservation, state=PythonState, tasks=tasks,
+            limits=limits, isolation=sandbox.isolation, token=os.environ.get("PYTHON_ENV_TOKEN"),
+            allow_origin=given.allow_origin, allow_host=given.allow_host,
+            description="Write Python: an isolated interpreter runs it, hidden tests judge it")
+        stdin = sys.stdin if given.exit_with_stdin else None
+        await run_until_signal(service, given.host, given.port, stdin)
     finally:
         await sandbox.close()
 
-DEMO = {  # a first look, a first try, and a repair
-    "what is asked": "import re\nre.findall(r'(\\d+)([hms])', '1h30m')",
-    "a first try": "def parse_duration(text):\n"
-    "    return sum(int(n) * {'h': 3600, 'm': 60, 's': 1}[u] for n, u in re.findall(r'(\\d+)([hms])', text))",
-    "the errors too": "def parse_duration(text):\n"
-    "    match = re.fullmatch(r'\\s*(?:([0-9]+)h\\s*)?(?:([0-9]+)m\\s*)?(?:([0-9]+)s\\s*)?', text)\n"
-    "    if not match or not any(match.groups()):\n"
-    "        raise ValueError(text)\n"
-    "    h, m, s = (int(part or 0) for part in match.groups())\n"
-    "    return 3600 * h + 60 * m + s",
-}
-
 def play_demo() -> int:
-    """Play parse-duration against an embedded server; returns 0 when it was solved."""
+    """Play fix-means against an embedded server: almost right at first. Returns 0 when solved."""
+    first = """def means(values, size):
+    runs = [values[i:i + size] for i in range(0, len(values), size)]
+    return [sum(run) / len(run) for run in runs]"""
     with PythonEnv() as env:
-        result = env.reset(task_id="parse-duration")
-        print(f"task: {result.observation.task_id}\n{result.observation.prompt}\n")
-        for title, code in DEMO.items():
+        print(env.reset(task_id="fix-means").observation.prompt)
+        for code in (first, first.replace("):", "):\n    if size < 1: raise ValueError(size)", 1)):
             result = env.step(PythonAction(code))
-            seen = result.observation
-            print(f"--- {title}\n{code}\n")
-            print(f"result {seen.result}  reward {result.reward:.2f}  done {result.done}  {seen.feedback}\n")
-    return 0 if result.done and result.reward == 1.0 else 1
+            words = f"reward {result.reward:.2f}, done {result.done}: {result.observation.feedback}"
+            print(f"\n>>> {code}\n{words}")
+    return int(result.reward != 1.0)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -368,3 +368,54 @@ def test_the_official_validator_passes_the_image(official, image, tmp_path):
     assert code == 0 and passed >= {"static.manifest", *(f"runtime.{name}" for name in graders)}
     for name in results.keys() - passed - {"runtime.network_policy"}:  # its helper is a pull away
         assert "not implemented" in str(results[name]["evidence"]), results[name]
+
+FOREIGN = {
+    "Dockerfile": """FROM python:3.12-slim
+        RUN pip install --no-cache-dir openenv uvicorn
+        COPY app.py /app.py
+        CMD ["python3", "-m", "uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000"]""",
+    "app.py": """
+        from openenv.core.env_server.http_server import create_app
+        from openenv.core.env_server.interfaces import Environment
+        from openenv.core.env_server.types import Action, Observation, State
+
+        class Say(Action):
+            message: str
+
+        class Heard(Observation):
+            echo: str = ""
+
+        class Echo(Environment):
+            SUPPORTS_CONCURRENT_SESSIONS = True
+            steps = 0
+            def reset(self, seed=None, episode_id=None, **options):
+                return Heard(echo="ready")
+            def step(self, action, timeout_s=None, **options):
+                self.steps += 1
+                return Heard(echo=action.message, reward=0.5)
+            @property
+            def state(self):
+                return State(episode_id="e", step_count=self.steps)
+
+        app = create_app(Echo, Say, Heard, env_name="echo", max_concurrent_envs=4)""",
+}
+
+@pytest.mark.docker
+def test_our_client_starts_and_plays_a_foreign_image(tmp_path):
+    """An image with the official server inside: 600 MB and two minutes, so only where required."""
+    if "docker" not in os.environ.get("PYTHON_ENV_REQUIRED", "").split():
+        pytest.skip("builds an image of the official stack; PYTHON_ENV_REQUIRED=docker asks for it")
+    for name, text in FOREIGN.items():
+        (tmp_path / name).write_text(textwrap.dedent(text).replace("\n        ", "\n"))
+    tag = f"python-env:foreign-{os.getpid()}"
+    docker("build", "-q", "-t", tag, str(tmp_path))
+    try:
+        with python_env.EnvClient.from_docker_image(tag) as env:
+            assert env.reset().observation["echo"] == "ready"
+            result = env.step({"message": "hi"})
+            assert (result.observation["echo"], result.reward, result.done) == ("hi", 0.5, False)
+            assert env.state()["step_count"] == 1
+            with pytest.raises(python_env.ServerError, match="VALIDATION_ERROR"):
+                env.step({"massage": "hi"})
+    finally:
+        docker("rmi", "-f", tag)

@@ -1,7 +1,7 @@
 """The tests, in the order of the chapters; real processes, real sockets, no fixed sleeps."""
 
-import ast, asyncio, concurrent.futures, contextlib, dataclasses, errno, functools, gzip
-import http.client, importlib.metadata, inspect, itertools, json, os, pathlib, platform, random
+import ast, asyncio, concurrent.futures, contextlib, dataclasses, functools, gzip
+import http.client, importlib.metadata, inspect, itertools, json, os, platform, random
 import re, secrets, shutil, signal, socket, struct, subprocess, sys, tempfile, textwrap
 import threading, time, typing, websockets.sync.client
 from concurrent.futures import ThreadPoolExecutor
@@ -759,35 +759,37 @@ lockdown = python_env
 
 # From the kernel's headers (x86_64, asm-generic), not from our table.
 HEADER_NUMBERS = """
-access 21 -, alarm 37 -, brk 12 214, chdir 80 49, chmod 90 -, clock_getres 229 114, clock_gettime
-228 113, clock_nanosleep 230 115, clone 56 220, clone3 435 435, close 3 57, copy_file_range 326
-285, dup 32 23, dup2 33 -, dup3 292 24, epoll_create1 291 20, epoll_ctl 233 21, epoll_pwait 281
-22, epoll_wait 232 -, execve 59 221, exit 60 93, exit_group 231 94, faccessat 269 48, faccessat2
-439 439, fchdir 81 50, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, fcntl 72 25, fdatasync 75
-83, flock 73 32, fstat 5 80, fsync 74 82, ftruncate 77 46, futex 202 98, getcwd 79 17, getdents64
-217 61, getegid 108 177, geteuid 107 175, getgid 104 176, getitimer 36 102, getpid 39 172, getppid
-110 173, getrandom 318 278, getrlimit 97 163, getrusage 98 165, getsockname 51 204, getsockopt 55
-209, gettid 186 178, gettimeofday 96 169, getuid 102 174, io_uring_setup 425 425, ioctl 16 29,
-kill 62 129, link 86 -, linkat 265 37, listxattr 194 11, llistxattr 195 12, lseek 8 62, lstat 6 -,
-madvise 28 233, memfd_create 319 279, mkdir 83 -, mkdirat 258 34, mmap 9 222, mprotect 10 226,
-mremap 25 216, munmap 11 215, nanosleep 35 101, newfstatat 262 79, open 2 -, openat 257 56, pause
-34 -, pidfd_open 434 434, pipe 22 -, pipe2 293 59, poll 7 -, ppoll 271 73, prctl 157 167, pread64
-17 67, prlimit64 302 261, pselect6 270 72, ptrace 101 117, pwrite64 18 68, read 0 63, readlink 89
--, readlinkat 267 78, readv 19 65, recvfrom 45 207, rename 82 -, renameat 264 38, restart_syscall
-219 128, rmdir 84 -, rseq 334 293, rt_sigaction 13 134, rt_sigpending 127 136, rt_sigprocmask 14
-135, rt_sigreturn 15 139, rt_sigsuspend 130 133, rt_sigtimedwait 128 137, sched_getaffinity 204
-123, sched_yield 24 124, select 23 -, sendfile 40 71, sendto 44 206, set_robust_list 273 99,
-set_tid_address 218 96, setitimer 38 103, setsid 112 157, shutdown 48 210, sigaltstack 131 132,
-socket 41 198, socketpair 53 199, stat 4 -, statx 332 291, symlink 88 -, symlinkat 266 36, tgkill
-234 131, time 201 -, times 100 153, tkill 200 130, truncate 76 45, umask 95 166, uname 63 160,
-unlink 87 -, unlinkat 263 35, utimensat 280 88, wait4 61 260, write 1 64, writev 20 66"""
-HEADERS = {name: (x86, arm) for name, x86, arm in re.findall(r"(\w+) (\d+) (\d+|-)", HEADER_NUMBERS)}
+access=21/-, alarm=37/-, brk=12/214, chdir=80/49, chmod=90/-, clock_getres=229/114,
+clock_gettime=228/113, clock_nanosleep=230/115, clone=56/220, clone3=435/435, close=3/57,
+copy_file_range=326/285, dup=32/23, dup2=33/-, dup3=292/24, epoll_create1=291/20,
+epoll_ctl=233/21, epoll_pwait=281/22, epoll_wait=232/-, execve=59/221, exit=60/93,
+exit_group=231/94, faccessat=269/48, faccessat2=439/439, fchdir=81/50, fchmod=91/52,
+fchmodat=268/53, fchmodat2=452/452, fcntl=72/25, fdatasync=75/83, flock=73/32, fstat=5/80,
+fsync=74/82, ftruncate=77/46, futex=202/98, getcwd=79/17, getdents64=217/61, getegid=108/177,
+geteuid=107/175, getgid=104/176, getitimer=36/102, getpid=39/172, getppid=110/173,
+getrandom=318/278, getrlimit=97/163, getrusage=98/165, getsockname=51/204, getsockopt=55/209,
+gettid=186/178, gettimeofday=96/169, getuid=102/174, io_uring_setup=425/425, ioctl=16/29,
+kill=62/129, link=86/-, linkat=265/37, listxattr=194/11, llistxattr=195/12, lseek=8/62, lstat=6/-,
+madvise=28/233, memfd_create=319/279, mkdir=83/-, mkdirat=258/34, mmap=9/222, mprotect=10/226,
+mremap=25/216, munmap=11/215, nanosleep=35/101, newfstatat=262/79, open=2/-, openat=257/56,
+pause=34/-, pidfd_open=434/434, pipe=22/-, pipe2=293/59, poll=7/-, ppoll=271/73, prctl=157/167,
+pread64=17/67, prlimit64=302/261, pselect6=270/72, ptrace=101/117, pwrite64=18/68, read=0/63,
+readlink=89/-, readlinkat=267/78, readv=19/65, recvfrom=45/207, rename=82/-, renameat=264/38,
+restart_syscall=219/128, rmdir=84/-, rseq=334/293, rt_sigaction=13/134, rt_sigpending=127/136,
+rt_sigprocmask=14/135, rt_sigreturn=15/139, rt_sigsuspend=130/133, rt_sigtimedwait=128/137,
+sched_getaffinity=204/123, sched_yield=24/124, select=23/-, sendfile=40/71, sendto=44/206,
+set_robust_list=273/99, set_tid_address=218/96, setitimer=38/103, setsid=112/157, shutdown=48/210,
+sigaltstack=131/132, socket=41/198, socketpair=53/199, stat=4/-, statx=332/291, symlink=88/-,
+symlinkat=266/36, tgkill=234/131, time=201/-, times=100/153, tkill=200/130, truncate=76/45,
+umask=95/166, uname=63/160, unlink=87/-, unlinkat=263/35, utimensat=280/88, wait4=61/260,
+write=1/64, writev=20/66"""
+HEADERS = {name: (x86, arm) for name, x86, arm in re.findall(r"(\w+)=(\d+)/(\d+|-)", HEADER_NUMBERS)}
 X86 = platform.machine() == "x86_64"
 RUNNER = r"""
 import sys, os, json
 sys.path[:] = [p for p in sys.path if p]
 sys.path.insert(0, @HERE@); import python_env as lockdown; sys.path.remove(@HERE@)
-import re, random, ctypes, signal, errno, resource, socket, fcntl, select, traceback, threading, time, struct
+import re, random, ctypes, signal, resource, socket, fcntl, select, traceback, threading, time, struct
 readable = lockdown.open_readable(@HIDDEN@ + [@HERE@])
 mine, theirs = socket.socketpair()
 pid = os.fork()
@@ -1969,7 +1971,7 @@ def pair():
     def answer():
         with theirs, contextlib.suppress(EOFError, OSError, ValueError):  # as its process would end
             while True:
-                understudy.answer(python_env.receive_frame(theirs))
+                understudy.answer(understudy.receive())
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -2758,6 +2760,14 @@ def test_strangers_and_other_sites_pages_are_refused_over_http_and_websocket(opt
             assert sock.recv(1_000).startswith(b"HTTP/1.1 %d" % (101 if status == 200 else status))
         assert "token" not in options or ask(hosted, "GET", "/health")[0] == 200  # for load balancers
 
+def test_one_websocket_a_session_that_began_over_http(server):
+    key = ask(server, "POST", "/reset", {"task_id": "repl"})[1]["X-Session-Id"]
+    with ws(server, f"?session_id={key}") as first:
+        assert call(first, "step", code="n = 1; n")[1]["observation"]["result"] == "1"
+        with ws(server, f"?session_id={key}") as second:
+            assert hear(second)[1]["code"] == "SESSION_ERROR" and close_code(second) == 1008
+        assert call(first, "step", code="n + 1")[1]["observation"]["result"] == "2"
+
 # --- The server: its end --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
@@ -3023,7 +3033,7 @@ def test_help_names_every_flag_and_the_variables(capsys):
 
 @pytest.mark.parametrize("arguments, words", [
     ("", "COMMAND"), ("dance", "dance"), ("serve --port x", "--port"), ("serve --port -1", "--port"),
-    ("serve --port 70000", "port"), ("serve --max-sessions 0", "expected 1"), ("serve --nope", "--nope"),
+    ("serve --port 70000", "port"), ("serve --max-sessions 0", "at least 1"), ("serve --nope", "--nope"),
     ("serve --step-timeout nan", "--step-timeout"), ("serve --log-level loud", "info"),
     ("serve --tasks /nowhere/t", "/nowhere/t"), ("serve PYTHON_ENV_PORT=x", "port"),
     ("serve PYTHON_ENV_MEMORY_MB=1.5", "memory-mb"), ("serve PYTHON_ENV_LOG_LEVEL=loud", "loud"),

@@ -999,7 +999,8 @@ def judge_main(control: Line, line: socket.socket, limits: dict) -> None:
 def janitor_main(control: Line, _: socket.socket, limits: dict) -> None:
     """Measure and clear the others' folders, which may hold anything: only this process, itself
     shut in, ever walks them. At the end of its line, which is the server's end, it clears all."""
-    serial, base = itertools.count(), os.getcwd()
+    # Names of its own: an earlier janitor may have left some.
+    serial, base = itertools.count(os.getpid() << 32), os.getcwd()
     def entries(folder: str) -> list[os.DirEntry]:
         os.chmod(folder, 0o700)  # it may have been locked
         return [*os.scandir(folder)]

@@ -1152,12 +1152,13 @@ REPLY_BYTES = 2**20  # that a process may send and nobody has read; more ends it
 BROKEN = EOFError, OSError, ValueError, RecursionError, asyncio.TimeoutError  # of receive()
 # What came of running code; `died`: the process is gone, and its names with it.
 Outcome = collections.namedtuple("Outcome", "exit_code result timed_out died")
-# Off sys.path goes the current folder, which `-c` puts first, and with it what is hidden.
+# Off sys.path goes the current folder, which `-c` puts first, and ours, where an editable install
+# puts it: what is on the path is readable.
 ZYGOTE_PROGRAM = """import sys
 sys.path[:] = filter(None, sys.path)
 import json, os
 config = json.loads(sys.argv[1])
-sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["hidden"]]
+sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["off_path"]]
 %s
 zygote_main(config)"""
 
@@ -1288,15 +1289,15 @@ class Sandbox:
     async def _launch(self) -> None:
         own, source = Path(os.path.realpath(__file__)), inspect.getsource(sys.modules[__name__])
         source = source[source.index("# ═══ 4. "):source.index("# ═══ 5. ")]
-        hidden = [own.parent]  # an editable install puts it on sys.path, with all that is there
-        if own.parent.name in ("site-packages", "dist-packages"):
-            hidden = [own, *own.parent.glob(f"__pycache__/{own.stem}.*")]
+        hidden = [own, *own.parent.glob(f"__pycache__/{own.stem}.*")]
+        installed = own.parent.name in ("site-packages", "dist-packages")
         try:
             if self._burial:
                 await self._burial  # then nothing writes to the base any more
             if not os.path.isdir(self.base):
                 self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
             config = {"preload": [*COMMON_MODULES, *self.preload], "base": self.base,
+                      "off_path": [] if installed else [str(own.parent)],
                       "hidden": [*map(os.path.realpath, map(str, (*hidden, *self.hidden)))]}
             self._control, theirs = socket.socketpair()
             with theirs:

@@ -789,8 +789,9 @@ RUNNER = r"""
 import sys, os, json
 sys.path[:] = [p for p in sys.path if p]
 sys.path.insert(0, @HERE@); import python_env as lockdown; sys.path.remove(@HERE@)
-import re, random, ctypes, signal, resource, socket, fcntl, select, traceback, threading, time, struct
-readable = lockdown.open_readable(@HIDDEN@ + [@HERE@])
+import re, random, ctypes, signal, errno, resource, socket, fcntl, select, traceback, threading, time, struct
+sys.path[:] = [p for p in sys.path if p != @HERE@]
+readable = lockdown.open_readable(@HIDDEN@ + [@HERE@ + "/python_env.py"])
 mine, theirs = socket.socketpair()
 pid = os.fork()
 if pid == 0:
@@ -1604,7 +1605,7 @@ import gc, os, sys
 half = {CANARY[:12]!r}
 texts = [o for d in gc.get_objects() if isinstance(d, dict) for o in d.values() if isinstance(o, str)]
 hits = [t for t in [*texts, *os.environ.values(), *sys.argv, *sys.orig_argv] if half + {CANARY[12:]!r} in t]
-hits, sorted(os.environ), [m for m in sys.modules if 'python_env' in m or 'websockets' in m or 'asyncio' in m]
+hits, sorted(os.environ), [m for m in sys.modules if m.startswith(('python_env', 'websockets', 'asyncio'))]
 """).result
     assert CANARY not in found and found.startswith("([], [") and found.endswith("], [])")
     assert "CANARY" not in found and "PYTHON_ENV" not in found

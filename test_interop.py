@@ -406,7 +406,7 @@ def test_our_client_starts_and_plays_a_foreign_image(tmp_path):
     if "docker" not in os.environ.get("PYTHON_ENV_REQUIRED", "").split():
         pytest.skip("builds an image of the official stack; PYTHON_ENV_REQUIRED=docker asks for it")
     for name, text in FOREIGN.items():
-        (tmp_path / name).write_text(textwrap.dedent(text).replace("\n        ", "\n"))
+        (tmp_path / name).write_text(re.sub("(?m)^ {8}", "", text))
     tag = f"python-env:foreign-{os.getpid()}"
     docker("build", "-q", "-t", tag, str(tmp_path))
     try:

@@ -1205,9 +1205,8 @@ class Process(asyncio.Protocol):
             os.close(self.pidfd)
         self.pidfd = -1
     def send(self, message: dict) -> None:
-        if self.transport.is_closing(): return  # receive() will tell
-        body = json.dumps(message).encode()
-        self.transport.write(len(body).to_bytes(4, "big") + body)
+        if not self.transport.is_closing():  # else receive() will tell
+            self.transport.write(frame(message))
     async def receive(self) -> dict:
         """Its next frame. Raises one of BROKEN when it is gone or talks nonsense."""
         while len(self.inbox) < (size := 4 + int.from_bytes(self.inbox[:4], "big")):
@@ -1412,7 +1411,7 @@ class Sandbox:
                     process.held.append(transport)
                     process.streams.append(stream)
                 spec = {"id": folder, "role": role, "seed": seed, "fds": len(given),
-                        "line": bool(line), "folder": os.path.join(self.base, folder),
+                        "folder": os.path.join(self.base, folder),
                         "limits": self.spec_limits}
                 data = json.dumps(spec).encode() + b"\n"  # so short that it is sent whole or not
                 while True:

@@ -10,7 +10,7 @@ WORKDIR /app
 COPY python_env.py server.py ./
 # The base has no bytecode, and the server may not write any: compile what it and its workers import.
 # Readable for every uid, however strict the umask of the checkout was.
-RUN chmod -R a+rX . && python -c "import python_env, concurrent.futures.thread; [*map(__import__, python_env.COMMON_MODULES)]"
+RUN chmod -R a+rX . && python -c "import python_env, concurrent.futures.thread; [*map(__import__, python_env.COMMON_MODULES.split())]"
 
 # Each flag of server.py is a variable here: docker run -e PYTHON_ENV_MAX_SESSIONS=32 ...
 ENV PYTHON_ENV_HOST=0.0.0.0 PYTHON_ENV_PORT=8000

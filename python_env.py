@@ -1,142 +1,407 @@
+# python_env 0.2.0 · SPDX-License-Identifier: MIT · home: the distribution openenv-python-env
 """python_env: an OpenEnv environment for writing Python, in one file with one dependency.
 
-An agent sends Python code; a locked-down interpreter of its own runs it; hidden tests judge it in
-another process; a reward in 0..1 comes back that the code cannot forge:
+An agent sends Python code, a locked-down interpreter runs it, hidden tests judge it, and a reward
+from 0 to 1 comes back that the code cannot forge, and that right code gets:
 
-    with PythonEnv() as env:  # or PythonEnv(base_url=...), .from_docker_image(...), .from_hub(...)
-        result = env.reset(task_id="parse-duration")
+    with PythonEnv() as env:  # or PythonEnv(base_url=…), .from_docker_image(…), .from_hub(…)
+        first = env.reset(task_id="parse-duration")
+        print(first.observation.prompt)
         result = env.step(PythonAction("def parse_duration(text): ..."))
+        print(result.reward, result.observation.feedback)
 
 OpenEnv's clients, trainers and validators work with this server, and `EnvClient` with OpenEnv's
-servers. Not its job: other languages, installing packages, uploading files, scheduling a cluster.
+servers. Not its job: other languages, installing packages, uploads, a cluster.
 
-    client --ws/http--> server          asyncio, one process: it never runs candidate code
-                        zygote --fork--> worker A       a session's interpreter: hostile
-                          |------fork--> understudy B   a fresh replay for each grading: hostile
-                          |------fork--> judge J        holds the hidden tests, runs no candidate
-                          '------fork--> janitor        measures and clears the others' folders
-The server commands the zygote and has a line to each of its children; between J and B travels
-plain data only. Chapters, each built on those before: 1 Limits and errors, 2 Models, 3 Tasks,
-4 Worker, 5 Sandbox, 6 Environment, 7 Protocol, 8 Server, 9 Page, 10 Client, 11 Command line."""
+    client ──ws/http──▶ server (asyncio, one process: no candidate code, ever)
+                          │ commands, descriptors      │ a stream socket a process
+                          ▼                            ▼
+                        zygote ──fork──▶ worker   runs the agent's code; hostile
+                          └──────fork──▶ judge    holds the hidden tests
+                                         judge ◀── plain data and handles only ──▶ worker
 
-import argparse, ast, asyncio, builtins, collections, contextlib, dataclasses, difflib, functools
-import gzip, hmac, html, http.client, inspect, ipaddress, itertools, json, logging, math, operator
-import os, queue, random, re, resource, secrets, signal, socket, subprocess, symtable, sys
-import tempfile, threading, time, types, typing, urllib.error, urllib.parse, urllib.request
-import warnings, weakref, zlib
-from dataclasses import MISSING, dataclass, field, is_dataclass
+Words
+-----
+episode      from one reset() to the next: one task, up to max_steps steps
+step         one action: code goes in; output, feedback and a reward come out
+session      one client's connection; it has one episode at a time
+worker       the process that runs the agent's code: hostile, locked down, fresh each graded step
+judge        the process that holds the hidden tests. It never runs the agent's code
+zygote       the bare interpreter that workers and judges are forked from, because forking is fast
+transcript   the code of the steps that ended by themselves; a fresh worker replays it first
+handle       what stands in the judge for an object that stays in the worker: a mirror of it
+
+The life of a graded step
+-------------------------
+ 1. Ahead of time, while the agent still thinks, a worker is forked and replays the transcript.
+ 2. The step arrives at the server's pump, which goes on reading: a client that leaves ends it.
+ 3. The code runs in that worker; what it prints is captured. It is interrupted when its time is
+    over, and killed a second later.
+ 4. The judge gets the worker's line, a socket, by way of the server.
+ 5. It runs the tests. When one calls the agent's function, the arguments go over the line, and the
+    result comes back as plain data or as a handle, so the judge's own `==` decides.
+ 6. The judge reports counts. The server checks them, and makes the reward.
+ 7. The worker is killed. Whatever the code kept of the tests' inputs is gone with it.
+ 8. Code that neither timed out nor died joins the transcript, and the next worker replays it.
+ 9. Was a process killed from outside meanwhile, then all of this is done again.
+10. The judge stays for the session's next step, unless the tests may have left something behind:
+    then they ran in a fork of it.
+
+Where to look
+-------------
+Part I, the environment: 1 errors and limits, 2 models, 3 tasks, 4 environment, 5 client, 6 server,
+7 command line. Read it like a story. Part II, the engine room, each chapter a closed box: 8 models
+and tasks at work (validation, JSON schema, task formats), 9 HTTP/1.1 and the messages' meaning, 10
+the client's connection, Docker and the Hub, 11 sandbox, 12 worker program (isolation: the system
+calls, wire, tests, judge, zygote), 13 the page and the built-in tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import ast
+import asyncio
+import binascii
+import builtins
+import collections
+import contextlib
+import copy
+import ctypes
+import dataclasses
+import datetime
+import decimal
+import difflib
+import errno
+import fractions
+import functools
+import gc
+import gzip
+import hmac
+import html
+import importlib
+import inspect
+import io
+import ipaddress
+import itertools
+import json
+import linecache
+import logging
+import operator
+import os
+import pathlib
+import queue
+import random
+import re
+import secrets
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import symtable
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import typing
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+import warnings
+import weakref
+import zlib
+import zoneinfo
+from asyncio import StreamReader
+from asyncio import StreamWriter
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import MISSING
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import is_dataclass
 from enum import Enum
+from enum import auto
 from http import HTTPStatus
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
-from urllib.parse import parse_qsl, unquote
-import websockets.exceptions, websockets.sync.client
+from typing import Generic
+from typing import Literal
+from typing import NamedTuple
+from typing import NoReturn
+from typing import TextIO
+from typing import TypeVar
+from typing import cast
+from urllib.parse import parse_qsl
+from urllib.parse import unquote
+from urllib.parse import urlsplit
+
+import websockets.exceptions
+import websockets.sync.client
+from websockets.frames import CloseCode
+from websockets.frames import Frame
 from websockets.frames import Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
+from websockets.sync.client import ClientConnection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+__all__ = [
+    "Action",
+    "CapacityError",
+    "ConnectionFailed",
+    "DockerError",
+    "EnvClient",
+    "Environment",
+    "ExecutionError",
+    "FactoryError",
+    "InvalidRequest",
+    "LIMITS",
+    "Limits",
+    "Observation",
+    "PythonAction",
+    "PythonEnv",
+    "PythonEnvError",
+    "PythonEnvironment",
+    "PythonObservation",
+    "PythonState",
+    "ReplyTimeout",
+    "ServerError",
+    "Service",
+    "SessionError",
+    "State",
+    "StepResult",
+    "Task",
+    "described",
+    "load_tasks",
+    "main",
+    "serve",
+]
+
 log = logging.getLogger("python_env")
 QUIET = logging.getLogger("python_env.websocket")  # websockets would report each connection here
 QUIET.setLevel(logging.WARNING)
 
-# ═══ 1. Limits and errors ═════════════════════════════════════════════════════════════════════════
+# Part I: the environment
 
-@dataclass(frozen=True)
-class Limits:
-    """Every number that bounds a peer, a worker or a wait; the unit is in the name."""
-    step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
-    step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
-    grace_s: float = 1.0  # between the KeyboardInterrupt and the SIGKILL
-    code_bytes: int = 262_144  # one action's code, as UTF-8
-    transcript_bytes: int = 4_194_304  # an episode's code, which every grading replays
-    output_bytes: int = 65_536  # a stream of one step: head and tail are kept, the cut is said
-    result_chars: int = 8_192  # repr of the last expression
-    task_steps: int = 20  # of an episode with tests: each leaks a few bits of a verdict
-    memory_mb: int = 1_024  # address space of a worker process, in MiB
-    cpu_s: int = 1_800  # of a worker's whole life: a thread left behind burns no more than this
-    file_bytes: int = 67_108_864  # one file
-    folder_bytes: int = 134_217_728  # all files of a session; the janitor measures
-    folder_entries: int = 10_000  # their number; clearing a folder takes time too
-    open_files: int = 128  # of a worker
-    threads: int = 64  # of a worker; the server samples and kills
-    sample_s: float = 0.25  # how often
-    replay_s: float = 30.0  # to run an episode's earlier steps again, for its next grading
-    grading_min_s: float = 1.0  # the judge's share when the step has used its whole time
-    tests_bytes: int = 262_144  # the largest test, setup, prompt or helper source
-    task_row_bytes: int = 2_097_152  # one line of a task file: a handful of such sources
-    task_file_bytes: int = 67_108_864  # a task file, decompressed: it is held in memory
-    max_sessions: int = 256  # of a server, with up to three processes each
-    http_idle_s: float = 300.0  # an HTTP session nobody steps
-    ws_idle_s: float = 3_600.0  # a trainer is silent for minutes while its model generates
-    request_s: float = 30.0  # a request must be whole this soon after its first byte
-    house_s: float = 1.0  # how often idle sessions and connections are looked for
-    keep_alive_s: float = 75.0  # an idle HTTP connection
-    head_bytes: int = 16_384  # request line and headers
-    headers: int = 64  # of a request
-    body_bytes: int = 4_194_304  # of a request: an action's code, escaped, fits many times
-    message_bytes: int = 4_194_304  # one WebSocket message, likewise
-    queued_messages: int = 64  # unanswered messages of a session; then the socket is not read
-    connections: int = 1_024  # of a server, idle ones included
-    drain_s: float = 1.5  # at SIGTERM, steps that end this soon are answered
-    reply_bytes: int = 104_857_600  # one that a client reads: the official client's limit too
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 1. Errors and limits
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
 
-LIMITS = Limits()
 
 class PythonEnvError(Exception):
-    """The base of all that this module raises on purpose; it says expected, actual and remedy."""
+    """The base of all that this module raises on purpose: it says expected, got and remedy.
+
+    The class attributes are what a peer is told: `code` in OpenEnv's error message, `status` over
+    HTTP, and `ends_session`, whether a WebSocket is closed with it. `retry_s`: seconds after which
+    a client may try again; None: that would not help.
+    """
+
+    code = "EXECUTION_ERROR"
+    status = 500
+    ends_session = False
+    retry_s: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default unpickling calls the class with the message alone, which not each one takes.
+        return rebuild_error, (type(self), self.args, self.__dict__)
+
+
+def rebuild_error(kind: type[PythonEnvError], words: tuple[Any, ...], more: Any) -> PythonEnvError:
+    error = kind.__new__(kind, *words)
+    error.__dict__.update(more)
+    return error
+
+
 class InvalidRequest(PythonEnvError, ValueError):
-    """The caller's data is wrong. `errors`: pydantic-style entries (type, loc, msg, input)."""
-    def __init__(self, message: str, errors: typing.Sequence[dict] = ()):
+    """The caller's data is wrong. `errors`: entries like pydantic's (type, loc, msg, input)."""
+
+    code = "VALIDATION_ERROR"
+    status = 422
+
+    def __init__(self, message: str, errors: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(message)
         self.errors = [*errors]
+
+
+class InvalidJSON(InvalidRequest):
+    """The text is no JSON, or no object."""
+
+    code = "INVALID_JSON"
+
+
+class UnknownType(InvalidRequest):
+    """A WebSocket message of a type that does not exist."""
+
+    code = "UNKNOWN_TYPE"
+
+
 class ExecutionError(PythonEnvError, RuntimeError):
-    """The request was well-formed but cannot be carried out now: no episode, or it is over."""
+    """The request was well-formed, but cannot be carried out: no episode, it is over, or the
+    grading itself failed, which is never the agent's fault and therefore pays no reward."""
+
+    status = 409
+
+
 class CapacityError(PythonEnvError, RuntimeError):
     """All sessions are taken; trying again later may succeed."""
+
+    code = "CAPACITY_REACHED"
+    status = 503
+    ends_session = True
+
+
 class FactoryError(PythonEnvError, RuntimeError):
-    """No interpreter process could be started for a session."""
+    """No environment, or no process for one, could be started."""
+
+    code = "FACTORY_ERROR"
+    status = 503
+    ends_session = True
+
+
 class SessionError(PythonEnvError, LookupError):
     """The session that was named does not exist, or not any more."""
 
-# ═══ 2. Models: what travels, as dataclasses; validation and JSON schema come from them alone ═════
+    code = "SESSION_ERROR"
+    status = 404
+    ends_session = True
+
+
+class HTTPError(PythonEnvError):
+    """An HTTP request that is refused with this status; `headers` (Allow, …) go into the answer."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
+
+class ConnectionFailed(PythonEnvError, ConnectionError):
+    """The server cannot be reached, went away, or speaks another protocol."""
+
+
+class ReplyTimeout(PythonEnvError, TimeoutError):
+    """No reply in time. The connection is closed, so that no stale one can follow."""
+
+
+class ServerError(PythonEnvError, RuntimeError):
+    """The server answered with an error. `code` is the protocol's, `errors` its details."""
+
+    def __init__(self, message: str, code: str, errors: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(f"Server error: {message} (code: {code})")
+        self.code = code
+        self.errors = [*errors]
+
+
+class DockerError(PythonEnvError, RuntimeError):
+    """Docker or a container failed; the first line says how and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a peer, a worker or a wait; the unit is in the name."""
+
+    step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
+    step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
+    grace_s: float = 1.0  # between the KeyboardInterrupt and the SIGKILL
+    replay_s: float = 30.0  # to run an episode's earlier steps again, for its next one
+    grading_min_s: float = 1.0  # the judge's share when the step has used its whole time
+    task_steps: int = 20  # of an episode with tests: each leaks a few bits of a verdict
+
+    code_bytes: int = 262_144  # one action's code, as UTF-8
+    transcript_bytes: int = 4_194_304  # an episode's code, which every fresh worker replays
+    source_bytes: int = 1_048_576  # one source of a task: some of HumanEval+ are half as large
+    output_bytes: int = 65_536  # a stream of one step: head and tail are kept, the cut is said
+    result_chars: int = 8_192  # repr of the last expression
+
+    memory_mb: int = 1_024  # address space of a worker process, in MiB
+    cpu_s: int = 1_800  # of a process's whole life: a thread left behind burns no more than this
+    file_bytes: int = 67_108_864  # one file
+    folder_bytes: int = 134_217_728  # all files of a worker; the sampler measures
+    folder_entries: int = 10_000  # their number: clearing a folder takes time, too
+    open_files: int = 128  # descriptors of a worker
+    threads: int = 64  # of a worker; the sampler ends one that has more
+    sample_s: float = 0.25  # how often the sampler looks
+
+    max_sessions: int = 256  # of a server
+    session_wait_s: float = 30.0  # that a session's first message waits for a place
+    http_idle_s: float = 300.0  # an HTTP or MCP session that nobody uses
+    ws_idle_s: float = 3_600.0  # a trainer is silent for minutes while its model generates
+    request_s: float = 30.0  # an HTTP request must be whole this soon after its first byte
+    keep_alive_s: float = 75.0  # an idle HTTP connection
+    head_bytes: int = 16_384  # request line and headers
+    message_bytes: int = 2_097_152  # a WebSocket message or a body: more may stall the loop 50 ms
+    queued_messages: int = 64  # unanswered messages of a session; then its socket is not read
+    connections: int = 2_048  # of a server, idle ones included
+    drain_s: float = 1.5  # at SIGTERM, steps that end this soon are answered
+
+
+LIMITS = Limits()
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 2. Models: what travels, as dataclasses; validation and JSON schema come from them alone
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
 
 def described(text: str, default: Any = MISSING, **bounds: float) -> Any:
-    """A dataclass field with a description and bounds: ge, gt, le, max_length (characters)."""
-    key = "default_factory" if default in (dict, list) else "default"
-    return field(**{key: default}, metadata={"description": text, **bounds})
+    """A dataclass field with a description for the JSON schema.
+
+    `default`: a value, or `dict` or `list` for a new empty one each. `bounds`: ge, gt, le, and
+    max_length (characters); validate() holds peers to them.
+    """
+    metadata = {"description": text, **bounds}
+    if default in (dict, list):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
 
 @dataclass(kw_only=True)
 class Action:
     """What an agent sends to step(). Subclass it as a dataclass; unknown fields are refused."""
+
     metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)
+
+
 @dataclass(kw_only=True)
 class Observation:
     """What an agent sees. `reward` is None where there is none yet, as at reset."""
+
     done: bool = described("Whether the episode is over", False)
     reward: float | None = described("Reward of the last step; null: none was given", None)
     metadata: dict[str, Any] = described("Additional facts about the observation", dict)
+
+
 @dataclass(kw_only=True)
 class State:
     """What state() tells of an episode. `episode_id` is None before the first reset."""
+
     episode_id: str | None = described("Identifier of the episode", None)
     step_count: int = described("Steps taken in this episode", 0, ge=0)
-@dataclass
-class StepResult:
-    """What reset() and step() of a client return: observation, reward (or None), done."""
-    observation: Any
-    reward: float | None = None
-    done: bool = False
-    metadata: dict[str, Any] | None = None
+
 
 @dataclass
 class PythonAction(Action):
-    """Run `code` in the session's interpreter, whose names persist from step to step."""
+    """Run `code`; the names of earlier steps of the episode are there."""
+
     code: str = described("Python source; the value of a last expression becomes `result`")
+    stdin: str | None = described("Standard input of the step; null: empty", None)
     timeout_s: float | None = described("Seconds it may run; null: as the server says", None, gt=0)
+
+
 @dataclass
 class PythonObservation(Observation):
     """What came of a step; after reset(), the task's prompt with the other fields empty."""
+
     stdout: str = described("Standard output of the step; a long one is cut in the middle", "")
     stderr: str = described("Standard error of the step, tracebacks included", "")
     exit_code: int = described("0 fine, 1 exception, n exit(n), 124 timed out, 128+s signal s", 0)
@@ -146,349 +411,4155 @@ class PythonObservation(Observation):
     tests_passed: int = described("Hidden assert statements that passed", 0)
     tests_total: int = described("Hidden assert statements of the task; 0: it has none", 0)
     feedback: str = described("The verdict in a sentence", "")
+
+
 @dataclass
 class PythonState(State):
     """The episode as the server sees it. `max_steps` None: unlimited."""
+
     task_id: str = described("The episode's task", "")
     max_steps: int | None = described("Steps allowed in this episode; null: unlimited", None)
     done: bool = described("Whether the episode is over", False)
     best_reward: float = described("The best score of the episode so far, 0..1", 0.0)
 
-_UNIONS = typing.Union, types.UnionType
-# What it is called in JSON schema, in the type of pydantic's error, and in that error's words
-_NAMES = {str: ("string", "string", "string"), int: ("integer", "int", "integer"),
-          float: ("number", "float", "number"), bool: ("boolean", "bool", "boolean"),
-          dict: ("object", "dict", "dictionary"), list: ("array", "list", "list"),
-          type(None): ("null", "none", "null")}
-_BOUNDS = {  # likewise, but for the second: what to test
-    "ge": ("minimum", operator.ge, "greater_than_equal", "greater than or equal to"),
-    "gt": ("exclusiveMinimum", operator.gt, "greater_than", "greater than"),
-    "le": ("maximum", operator.le, "less_than_equal", "less than or equal to"),
-    "max_length": ("maxLength", lambda text, most: len(text) <= most, "string_too_long",
-                   "a string whose length is at most")}
 
-@functools.cache
-def _fields(model: type) -> dict[str, tuple[Any, dataclasses.Field, bool, set[type]]]:
-    """Each field's type, definition, whether it must be given, and what needs no look inside."""
-    hints, fields = typing.get_type_hints(model), dataclasses.fields(model)
-    return {f.name: (hints[f.name], f, f.default is f.default_factory is MISSING,
-                     _plain(hints[f.name], f.metadata)) for f in fields}
+ActionT = TypeVar("ActionT", bound=Action)
+ObservationT = TypeVar("ObservationT", bound=Observation)
+StateT = TypeVar("StateT", bound=State)
 
-def _plain(hint: Any, bounds: Any) -> set[type]:
-    """The types whose values are a good `hint`, whatever they hold: to know one is to be done."""
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in _UNIONS: return set().union(*(_plain(arg, bounds) for arg in args))
-    bounded = origin is float or origin in (int, str) and _BOUNDS.keys() & bounds.keys()
-    return {origin} if origin in _NAMES and not bounded and args[-1:] in ((), (Any,)) else set()
 
-def to_dict(model: Any) -> dict[str, Any]:
-    """A model's fields as a dict, one level deep: ours hold plain data only."""
-    return {name: getattr(model, name) for name in _fields(type(model))}
+@dataclass
+class StepResult(Generic[ObservationT]):
+    """What reset() and step() of a client return: observation, reward (or None), done."""
 
-def json_schema(hint: Any, bounds: typing.Mapping[str, Any] = {}) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a model, or of any type that `validate` knows."""
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in _UNIONS: return {"anyOf": [json_schema(arg, bounds) for arg in args]}
-    if origin is typing.Literal: return {"enum": [*args]}
-    if is_dataclass(origin):
-        fields, properties = _fields(origin), {}
-        for name, (kind, f, *_) in fields.items():
-            about = {"description": MISSING, **f.metadata, "default": f.default}
-            properties[name] = json_schema(kind, f.metadata) | {
-                key: about[key] for key in ("description", "default") if about[key] is not MISSING}
-        return {"type": "object", "title": origin.__name__, "properties": properties,
-                "description": inspect.cleandoc(origin.__doc__ or "").partition("\n")[0],
-                "required": [name for name, (*_, must, _) in fields.items() if must],
-                "additionalProperties": False}
-    schema = {"type": _NAMES[origin][0]} if origin in _NAMES else {}
-    if origin in (dict, list) and args:
-        schema["items" if origin is list else "additionalProperties"] = json_schema(args[-1])
-    elif origin in (str, int, float):
-        schema |= {_BOUNDS[key][0]: value for key, value in bounds.items() if key in _BOUNDS}
-    return schema
+    observation: ObservationT
+    reward: float | None = None
+    done: bool = False
+    metadata: dict[str, Any] | None = None
 
-def error_entry(kind: str, loc: typing.Iterable, message: str, value: Any = None) -> dict[str, Any]:
-    at = [part if isinstance(part, int) else str(part)[:100] for part in loc]
-    return {"type": kind, "loc": at, "msg": message, "input": _echo(value)}
 
-def _echo(value: Any) -> Any:
-    """What an error repeats of its input: little, whatever came, and no NaN: JSON has none."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "(nested too deeply)"
-    return value if len(text) <= 200 and not re.search(r"\b(nan|inf)\b", text) else text[:200]
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 3. Tasks
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
 
-def validate(cls: type, data: Any, loc: tuple = ()) -> Any:
-    """Build the dataclass `cls` from decoded JSON, strictly; `loc` is the path to `data`.
-    Raises InvalidRequest, whose `errors` are the first 20 faults as pydantic lists them."""
-    if type(data) is dict and is_dataclass(cls):  # nearly always right, and then soon known to be
-        fields = _fields(cls)
-        if data.keys() <= fields.keys() and all(type(data[name]) in plain if name in data else not
-                                                must for name, (*_, must, plain) in fields.items()):
-            return cls(**data)
-    value = _check(cls, data, loc, {}, faults := [])
-    if not faults: return value
-    errors = [error_entry(*fault) for fault in faults[:20]]
-    where = ".".join(map(str, errors[0]["loc"])) or "the message"
-    more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
-    raise InvalidRequest(f"{where}: {errors[0]['msg']}{more}", errors)
 
-def _check(hint: Any, value: Any, loc: tuple, bounds: Any, faults: list[tuple]) -> Any:
-    """`value` as a `hint`; what is wrong goes to `faults`, in error_entry's terms."""
-    def fault(kind: str, words: str) -> None:
-        faults.append((kind, loc, f"Input should be {words}", value))
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    base = dict if is_dataclass(origin) else origin
-    if origin in _UNIONS:
-        for arg in sorted(args, key=lambda arg: arg is not type(None)):
-            good = _check(arg, value, loc, bounds, trial := [])
-            if not trial: return good
-        faults += trial
-    elif origin is typing.Literal:
-        if (type(value), value) not in [(type(arg), arg) for arg in args]:
-            fault("literal_error", " or ".join(map(repr, args)))
-    elif base is float and type(value) is int and abs(value) < 2**1023:
-        return _check(float, float(value), loc, bounds, faults)
-    elif base is not Any and type(value) is not base:  # so a bool is no int
-        _, kind, words = _NAMES.get(base, ("", "value", "value"))
-        fault(f"{kind if base is origin else 'model_attributes'}_type", f"a valid {words}")
-    elif base is not origin:
-        known, words = _fields(origin), "Extra inputs are not permitted"
-        faults += [("extra_forbidden", (*loc, name), words, part)
-                   for name, part in value.items() if name not in known]
-        faults += [("missing", (*loc, name), "Field required", value)
-                   for name, (_, _, must, _) in known.items() if must and name not in value]
-        value = {name: _check(kind, value[name], (*loc, name), f.metadata, faults)
-                 for name, (kind, f, *_) in known.items() if name in value}
-        return None if faults else origin(**value)
-    elif base in (dict, list):
-        inner, pairs = args[-1:], value.items() if base is dict else enumerate(value)
-        good = {key: _check(*inner or [Any], part, (*loc, key), {}, faults) for key, part in pairs}
-        return good if base is dict else [*good.values()]
-    elif base is float and not math.isfinite(value):
-        fault("finite_number", "a finite number")
-    elif base in (str, int, float):
-        for name in _BOUNDS.keys() & bounds.keys():
-            _, holds, kind, words = _BOUNDS[name]
-            if not holds(value, bounds[name]):
-                fault(kind, f"{words} {bounds[name]}")
-    return value
+class Pair(NamedTuple):
+    """A test of a program: what it reads, and what it has to print (white space at the end of a
+    line, and at the end of all, does not count)."""
 
-# ═══ 3. Tasks: a prompt to read and asserts to pass ═══════════════════════════════════════════════
-# Most of the chapter settles one question before any candidate is seen: which names do the tests
-# take from the candidate, and which are their own?
+    stdin: str
+    expected: str
 
-def _read(what: str, text: str) -> types.SimpleNamespace:
-    """The names of a source. It is parsed, but never compiled, let alone run: this is the server's
-    process, and nested `finally` blocks compile to exponential size."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a "\d" in somebody's tests is no news of ours
-            tree, scopes = ast.parse(text), [symtable.symtable(text, what, "exec")]
-        heads = {node.name: f"{node.name}({ast.unparse(node.args)})"
-                 for node in tree.body if isinstance(node, ast.FunctionDef)}
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line, why = getattr(error, "lineno", "?"), str(error) or "nested too deeply"
-        raise InvalidRequest(f"{what} does not parse: line {line}: {why[:160]!r}") from None
-    for scope in scopes:  # the list grows as we go: every nested scope gets its turn
-        scopes += scope.get_children()
-    symbols = [symbol for scope in scopes for symbol in scope.get_symbols()
-               if scope is scopes[0] or symbol.is_global()]
-    return types.SimpleNamespace(
-        heads=heads, asserts=sum(isinstance(node, ast.Assert) for node in ast.walk(tree)),
-        imports={name.asname or name.name.partition(".")[0]: node for node in ast.walk(tree)
-                 if isinstance(node, (ast.Import, ast.ImportFrom)) for name in node.names},
-        reads={symbol.get_name() for symbol in symbols if symbol.is_referenced()},
-        defines={s.get_name() for s in symbols if s.is_assigned() or s.is_imported()})
+    def holds(self, stdout: str) -> bool:
+        return printed_lines(stdout) == printed_lines(self.expected)
+
+
+def printed_lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One exercise. Raises InvalidRequest when its tests could not measure anything."""
+    """One exercise: a prompt to read, and tests to pass.
+
+    A task has `tests`, or `pairs`, or neither ("repl": nothing to judge, and never done). `facts`
+    (what the tests take from the candidate, and how many there are) is None until they were read:
+    by read(), or by a session's judge.
+    """
+
     task_id: str
     prompt: str = ""  # what the agent reads
-    tests: str = ""  # hidden; each assert statement is one test. "": nothing to judge, never done
+    tests: str = ""  # hidden; each assert statement is one test
+    pairs: tuple[Pair, ...] = ()  # hidden; each is one test, and a run of its own
     setup: str = ""  # run in the agent's interpreter before the first step
     helpers: str = ""  # run by the judge before the tests, out of the candidate's reach
-    entry_point: str = ""  # the function asked for, if it is just one
-    solution: str = ""  # a reference, never run, never shown: it tells which names are asked for
+    entry_point: str = ""  # the function asked for, if it is just one; or "Solution().method"
+    solution: str = ""  # a reference, never shown: it tells which names are asked for
     difficulty: str = ""
-    names: frozenset[str] = field(init=False)  # what the tests take from the candidate
-    classes: frozenset[str] = field(init=False)  # those of the names that are classes
-    tests_total: int = field(init=False)
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            if not isinstance(value, str):
-                raise InvalidRequest(f"{key} must be a string, not {type(value).__name__}")
-            if re.search(r"[\ud800-\udfff]", value):
-                raise InvalidRequest(f"{key} must be text for UTF-8: lone surrogates not allowed")
-            if (size := len(value.encode())) > LIMITS.tests_bytes:
-                raise InvalidRequest(f"{key} has {size} bytes; the limit is {LIMITS.tests_bytes}")
-        tests, helpers, setup, solution = sources = [
-            _read(key, getattr(self, key)) for key in ("tests", "helpers", "setup", "solution")]
-        if self.tests and not tests.asserts: raise InvalidRequest("tests has no assert statement")
-        used = (tests.reads | helpers.reads) - tests.defines - helpers.defines
-        # The judge imports for itself: a candidate could teach its own `math.isclose` to lie.
-        entry, lent = self.entry_point, {**solution.imports, **setup.imports}
-        lent = {name: lent[name] for name in lent if name in used and name != entry}
-        # A solution may define what looks like a builtin (one of MBPP's is called `sum`). What no
-        # one else provides must be the candidate's too, unless `import *` brings who knows what.
-        names = used & (setup.defines | ({entry} if entry else solution.defines))
-        if not any("*" in source.imports for source in sources):
-            names |= used - set(dir(builtins))
-        names -= lent.keys()
-        if self.tests and not (entry in names if entry else names):
-            raise InvalidRequest(f"tests ask the candidate for no name; entry_point: {entry!r:.40}")
-        capitals = {name for name in names if name[0].isupper()} - solution.heads.keys()
-        imports = map(ast.unparse, dict.fromkeys(lent.values()))
-        vars(self).update(names=frozenset(names), classes=frozenset(capitals),  # frozen for others
-                          tests_total=tests.asserts, helpers="\n".join([*imports, self.helpers]))
-    @classmethod
-    def from_row(cls, row: dict[str, Any], default_id: str = "inline") -> "Task":
-        """The task in a row of HumanEval, of MBPP or of our own format, told apart by the keys.
-        Others, and None, are ignored: trainers pass every column. Raises InvalidRequest."""
-        row = collections.defaultdict(str, {
-            key: "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            for key, value in row.items() if value is not None})
-        keys, number = [*row], row["task_id"]
-        task = {f.name: row[f.name] for f in dataclasses.fields(cls)[1:] if f.init}
-        if row["test_list"]:  # MBPP shows its tests to say what to define; our prompts say it
-            tests = (str(row[key]) for key in ("test_imports", "test_list", "challenge_test_list"))
-            task |= {"tests": "\n".join(tests), "setup": row["test_setup_code"],
-                     "solution": row["code"]}
-            names = cls(task_id="?", **task).names - _read("setup", task["setup"]).defines
-            heads = _read("code", task["solution"]).heads
-            define = " and ".join(f"`{heads.get(name, name)}`" for name in sorted(names))
-            task["prompt"] = f"{row['text'] or task['prompt']}\n\nDefine {define}."
-        elif row["test"] and (entry := row["entry_point"]):  # HumanEval: a head to complete
-            task["tests"] = f"{row['test']}\n\ncheck({entry})\n"
-            prompt, body = str(row["prompt"]), row["canonical_solution"] or "    pass"
-            above = re.split(rf"(?m)^(?:def|class) {re.escape(str(entry))}\b", prompt)[0]
-            with contextlib.suppress(InvalidRequest):  # the prompts of its imitators may be prose
-                _read("prompt", code := f"{prompt}{body}")
-                task |= {"setup": above, "helpers": above, "solution": code}
-        elif not task["tests"]:
-            raise InvalidRequest("expected the key 'tests', or 'test_list' (MBPP), or 'test' and "
-                                 f"'entry_point' (HumanEval); got {keys!r:.80}")
-        return cls(task_id=str(number) if type(number) is int else number or default_id, **task)
+    judge: str = "apart"  # or "inside": the tests run where the code ran, exact and forgeable
+    facts: Facts | None = field(default=None, compare=False)
 
-def load_tasks(path: str | Path) -> dict[str, Task]:
-    """The tasks of a JSONL file (gzipped if its name ends in .gz) by task_id: all of them, or an
-    InvalidRequest that names the file and the line. A bomb is read no further than the limit."""
-    path, number, left, tasks, lines = Path(path), 0, LIMITS.task_file_bytes, {}, {"repl": 0}
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            while line := file.readline((limit := min(left, LIMITS.task_row_bytes)) + 1):
-                left, number = left - len(line), number + 1
-                if len(line) > limit:
-                    raise InvalidRequest(f"longer than the {limit} bytes that a line may have here")
-                if not line.strip(): continue
-                if not isinstance(row := json.loads(line.decode("utf-8-sig")), dict):
-                    raise InvalidRequest(f"expected a JSON object, got {type(row).__name__}")
-                task = Task.from_row(row, default_id=f"{path.name}:{number}")
-                if (first := lines.setdefault(task.task_id, number)) != number:
-                    by = f", by line {first}" if first else ""
-                    raise InvalidRequest(f"the task_id {task.task_id!r:.80} is taken already{by}")
-                tasks[task.task_id] = task
-        if not tasks: raise InvalidRequest("it holds no tasks: expected one JSON object a line")
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
+    def __post_init__(self) -> None:
+        for name, text in self.sources().items():
+            if not isinstance(text, str):
+                raise InvalidRequest(f"{name} must be a string, not {type(text).__name__}")
+            if re.search(r"[\ud800-\udfff]", text):
+                raise InvalidRequest(f"{name} must be text for UTF-8: it has lone surrogates")
+            size = len(text.encode())
+            if size > LIMITS.source_bytes:
+                most = LIMITS.source_bytes
+                raise InvalidRequest(f"{name} has {size:,} bytes; the limit is {most:,}")
+        if self.judge not in ("apart", "inside"):
+            raise InvalidRequest(f"judge: expected 'apart' or 'inside', got {echo(self.judge)!r}")
+
+    def sources(self) -> dict[str, str]:
+        """What the judge needs to know of it."""
+        names = ("tests", "helpers", "setup", "solution", "entry_point", "prompt")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def is_judged(self) -> bool:
+        return bool(self.tests or self.pairs)
+
+    @property
+    def tests_total(self) -> int:
+        return len(self.pairs) or (self.facts.total if self.facts else 0)
+
+    def read(self) -> Task:
+        """With its facts. Parsing may take long: for tasks of the server's own only. Raises
+        InvalidRequest when the tests could not measure anything."""
+        if not self.tests:
+            return self
+        try:
+            return dataclasses.replace(self, facts=read_tests(self.sources()))
+        except BadTask as error:
+            raise InvalidRequest(str(error)) from None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], default_id: str = "inline") -> Task:
+        """The task in a data set's row, whose format its columns tell; see FORMATS. Columns that
+        mean nothing here are passed over. Raises InvalidRequest, with the columns by their names.
+        """
+        columns = {name: value for name, value in row.items() if value not in (None, "", [], {})}
+        for is_it, convert in FORMATS:
+            if is_it(columns):
+                fields = convert(columns)
+                for name in columns.keys() & {"difficulty", "judge"}:
+                    fields[name] = str(columns[name])
+                return cls(task_id=task_id_of(columns, default_id), **fields)
+        raise InvalidRequest(describe_no_tests(row))
+
+
+def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str, Task]:
+    """The tasks of a JSONL file (gzipped if its name ends in .gz) by task_id.
+
+    Raises InvalidRequest that names the file and all bad lines, each with the reason; with
+    `skip_bad` those are logged and left out.
+    """
+    tasks, bad = read_tasks(Path(path))
+    if bad and not skip_bad:
+        shown = "; ".join(bad[:20]) + ("; …" if len(bad) > 20 else "")
+        raise InvalidRequest(f"tasks file {path}: {len(bad)} bad lines: {shown}")
+    for words in bad[:20]:
+        log.warning("tasks file %s: left out: %s", path, words)
+    if bad:
+        log.warning("tasks file %s: %d of its lines were left out", path, len(bad))
+    if not tasks:
+        raise InvalidRequest(f"tasks file {path}: no tasks: expected one JSON object a line")
     return tasks
 
+
+def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
+    """The tasks of a file, and what is wrong with its other lines. A bomb is read no further than
+    TASK_FILE_BYTES."""
+    tasks: dict[str, Task] = {}
+    lines = {REPL.task_id: 0}
+    bad = []
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                raise InvalidRequest(f"expected a JSON object, got {type(row).__name__}")
+            task = Task.from_row(row, default_id=f"{path.name}:{number}").read()
+            first = lines.setdefault(task.task_id, number)
+            if first != number:
+                by = f", by line {first}" if first else ""
+                raise InvalidRequest(f"the task_id {task.task_id!r:.80} is taken already{by}")
+            tasks[task.task_id] = task
+        except (ValueError, RecursionError) as error:
+            bad.append(f"line {number}: {error}")
+    return tasks, bad
+
+
+TASK_FILE_BYTES = 268_435_456  # decompressed: it is held in memory
+TASK_ROW_BYTES = 4_194_304
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers. Raises InvalidRequest."""
+    left = TASK_FILE_BYTES
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            while True:
+                limit = min(left, TASK_ROW_BYTES)
+                line = file.readline(limit + 1)
+                if not line:
+                    return
+                number += 1
+                left -= len(line)
+                if len(line) > limit:
+                    raise ValueError(f"longer than the {limit} bytes that it may have here")
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
+
+
 REPL = Task(task_id="repl", prompt="A Python interpreter that keeps its state. There are no tests.")
-_REFUSES = """def refuses(error, function, *arguments):
-    try: function(*arguments)
-    except error: return True"""
-BUILTIN_TASKS = {name: Task(task_id=name, difficulty=level, prompt=prompt, tests=tests,
-                            helpers=_REFUSES) for name, level, prompt, tests in [
-("parse-duration", "easy", """Define `parse_duration(text)`: the seconds, an int, in a text like
-"1h30m" or " 2h 5s ". Its parts are hours, minutes, seconds in this order, each at most once, at
-least one: digits 0-9, then h, m or s. Spaces may surround a part, not split it. Raise ValueError
-for any other text.""", """assert parse_duration("90s") == 90 and parse_duration("0h0m0s") == 0
-assert parse_duration("1h30m") == 5400 and parse_duration("100m") == 6000
-assert parse_duration(" 2h 5s ") == 7205
-assert refuses(ValueError, parse_duration, " ") and refuses(ValueError, parse_duration, "5")
-assert all(refuses(ValueError, parse_duration, text) for text in ("1m1h", "1s2s", "-s", "1 s"))"""),
-("clean-people", "easy", """Define `clean(rows)`. A row is a dict of strings: "name", "email",
-perhaps "age". Return new dicts in a list: name without outer spaces, inner runs of them made one;
-email stripped, in lower case; age an int, or None if not all digits or over 150. Drop rows whose
-email has not one "@" with text on both sides. Of rows with the same email keep the first, with
-the first age that is not None among them. Leave the input as it is.""", """
-rows = [{"name": f" Ada  {age}", "email": email, "age": age} for email, age in (
-    (" A@x.org ", "36"), ("b@b", ""), ("B@b", "7"), ("b@b", "8"), ("c@c", "150"), ("a@", "151"))]
-before, bad = str(rows), [{"name": "", "email": email} for email in ("", "b", "@b", "b@@b", "@")]
-assert [person["name"] for person in clean(rows)] == ["Ada 36", "Ada", "Ada 150"]
-assert [person["email"] for person in clean(rows)] == ["a@x.org", "b@b", "c@c"]
-assert [person["age"] for person in clean(rows)] == [36, 7, 150] and str(rows) == before
-assert [clean([{**rows[0], "age": age}])[0]["age"] for age in ("151", "-3", "4.5")] == [None] * 3
-assert clean(bad) == [] and clean([{"name": "Z", "email": "z@z"}])[0]["age"] is None"""),
-("build-order", "medium", """Define `build_order(needs)`: a dict from a package to a list of those
-it needs, which may not be keys. Return the list of all packages, each after what it needs; where
-several could come next, the alphabetically first does. Raise ValueError for a cycle. Chains may be
-long.""", """assert build_order({}) == [] and build_order({"b": [], "a": []}) == ["a", "b"]
-assert build_order({"app": ["lib"], "lib": ["core"]}) == ["core", "lib", "app"]
-assert build_order({"c": ["a"], "b": ["a"], "d": []}) == ["a", "b", "c", "d"]
-assert build_order({"a": ["z", "z"], "m": [], "y": ["a"]}) == ["m", "z", "a", "y"]
-assert refuses(ValueError, build_order, {"a": ["b"], "b": ["c"], "c": ["b"], "d": []})
-assert build_order({f"{i:04}": [f"{i + 1:04}"] for i in range(3000)})[:2] == ["3000", "2999"]"""),
-("fix-means", "medium", """`means(values, size)` should return the mean of each run of `size`
-values (the last may be shorter), and raise ValueError for a size below 1. Define it without bugs:
 
-def means(values, size, out=[]):
-    for i in range(0, len(values) - size, size): out.append(sum(values[i:i + size]) / size)
-    return out""", """assert means([], 3) == []
-assert means([1, 2, 3, 4], 2) == [1.5, 3.5]
-assert means([5, 7, 9], 1) == [5, 7, 9] == means([5, 7, 9], 1)
-assert means([1, 2, 3, 4, 9], 2) == [1.5, 3.5, 9] and means([4, 8], 5) == [6]
-assert refuses(ValueError, means, [1, 2], 0) and refuses(ValueError, means, [], -1)"""),
-("ledger", "hard", """Define a class `Ledger()` of accounts by name: `deposit(name, amount)` and
-`transfer(source, target, amount)` open the account they pay into, `balance(name)` tells what it
-holds. To ask or pay from one that is not open raises KeyError; an amount below 1, or above what the
-source holds, ValueError; a failed call changes nothing. `undo()` takes back the latest deposit or
-transfer not yet undone, and what it opened, or raises IndexError. `len()` and `in` see the open
-accounts.""", """one, two = Ledger(), Ledger()
-for amount in (20, 30): one.deposit("ann", amount)
-assert (one.balance("ann"), len(one), len(two)) == (50, 1, 0) and "ann" in one
-assert refuses(KeyError, one.balance, "bob") and refuses(KeyError, one.transfer, "bob", "ann", 1)
-assert refuses(ValueError, one.deposit, "bob", 0) and "bob" not in one
-assert refuses(ValueError, one.transfer, "ann", "bob", 51) and one.balance("ann") == 50
-one.transfer("ann", "bob", 50)
-assert (one.balance("ann"), one.balance("bob"), len(one)) == (0, 50, 2)
-for _ in range(3): one.undo()
-assert len(one) == 0 and refuses(IndexError, one.undo)""")]}
 
-# ═══ 4. Worker ════════════════════════════════════════════════════════════════════════════════════
-# The program of every other process. It stands alone, imports included: its source, from this
-# banner to the next, is all of ours that the zygote and its children ever hold.
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 4. Environment: reset, step, judge
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
 
-import ast, builtins, collections, contextlib, ctypes, datetime, decimal, errno, fractions
-import functools, gc, itertools, json, linecache, math, operator, os, random, re, resource, select
-import signal, socket, struct, sys, traceback, types
 
-FRAME_BYTES = 16 * 2**20  # of one frame between two processes; checked before buffering
-NODES, DEPTH = 1_000_000, 100  # of one value between judge and understudy, sharing expanded
-INT_DIGITS, REFERENCES = 250_000, 100_000  # hexadecimal digits; objects held for the other end
+class Environment(Generic[ActionT, ObservationT]):
+    """Subclass it to write an environment; the server makes one for each session.
 
-def frame(message: object) -> bytes:
-    body = json.dumps(message).encode()
-    if len(body) > FRAME_BYTES: raise ValueError(f"{len(body)} bytes in a frame of {FRAME_BYTES}")
-    return len(body).to_bytes(4, "big") + body
+    The methods may be coroutines, which run inline in the server's event loop, or plain functions,
+    which run in a thread. reset() may take other keywords as well: a client's reset(**options)
+    brings them. Raise InvalidRequest for a wrong argument, ExecutionError for a bad moment; neither
+    ends the session. The server sees to the order of calls: no step before a reset or after done.
+    """
 
-class Line:
-    """A socket to another process that carries frames. Only its buffered end reads from it."""
-    def __init__(self, sock: socket.socket):
-        self.send, self.read = sock.sendall, open(sock.fileno(), "rb", closefd=False).read
-    def receive(self):
-        """The next frame; EOFError when the other end is gone, ValueError for what is none."""
-        if (size := int.from_bytes(head := self.read(4), "big")) > FRAME_BYTES:
-            raise ValueError(f"a frame of {size} bytes announced; at most {FRAME_BYTES} are read")
-        if len(head) < 4 or len(body := self.read(size)) < size: raise EOFError("it is gone")
-        return json.loads(body.decode())
-# ─── Giving up privileges ───
+    # The types below say what a call comes to; Any, because it may come by a coroutine.
 
-# A worker's system calls, with their numbers on x86_64 and aarch64 ("-": not there). ALLOW runs,
-# IGNORE answers 0 and does nothing; all others get EPERM, or ENOSYS where libc has an older way.
-# Conditions compare an argument's low half, all the kernel takes of an int; pointers have a .high.
+    def reset(self, **options: Any) -> Any:
+        """Begin an episode and return its first observation. `options`: `seed` (an int, for a
+        repeatable episode), `episode_id` (a str), and what the environment takes besides."""
+        raise ExecutionError(f"{type(self).__name__} does not define reset()")
+
+    def step(self, action: ActionT) -> Any:
+        """Carry out one action; the observation tells the reward, and whether the end is there."""
+        raise ExecutionError(f"{type(self).__name__} does not define step()")
+
+    def state(self) -> Any:
+        """The episode's State; asked for at any time, before the first reset too."""
+        return State()
+
+    def close(self) -> Any:
+        """Give back what the session holds; called once, at its end."""
+
+
+@dataclass
+class ResetRequest:
+    """What reset() takes of every environment; other keys are the environment's own."""
+
+    seed: int | None = described("For a repeatable episode", None, ge=0)
+    episode_id: str | None = described("Identifier of the episode", None, max_length=255)
+
+
+@dataclass
+class PythonResetRequest(ResetRequest):
+    """What PythonEnvironment takes besides the columns of an inline task."""
+
+    task_id: str | int | float | None = described("One of the server's tasks, or 'repl'", None)
+    max_steps: int | None = described("Fewer steps than the server's limit", None, ge=1)
+    reward: Literal["score", "gain"] | None = described("gain: improvement only", None)
+
+
+class Attempt(NamedTuple):
+    """One run of a step's code, and its judgement."""
+
+    outcome: Outcome
+    stdout: str = ""
+    stderr: str = ""
+    verdict: Verdict | None = None  # None: not judged
+    void: str = ""  # why it does not count: a process died, and not by the code's doing
+
+
+class PythonEnvironment(Environment[PythonAction, PythonObservation]):
+    """A session of Python code in an interpreter of its own, judged by hidden tests.
+
+    Without tests one worker lives through the episode. With tests each step gets a fresh worker,
+    which replays the transcript, runs the new code, meets the judge and is thrown away: so whatever
+    the code keeps of the tests' inputs never comes back to the agent.
+
+    tasks: by task_id. turn: counts the episodes of all sessions, so that tasks rotate where nobody
+    chooses one. judge: "inside" runs the tests of all tasks where the code ran.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, tasks: Mapping[str, Task], turn: Iterator[int], judge: str = "apart"
+    ) -> None:
+        self.sandbox = sandbox
+        self.limits = sandbox.limits
+        self.tasks = tasks
+        self.turn = turn
+        self.judge_mode = judge
+        self.task = REPL
+        self.episode = PythonState(task_id=REPL.task_id)
+        self.pays_gain = False
+        self.seed = 0
+        self.transcript: list[
+            tuple[str, str | None]
+        ] = []  # code and stdin, of each step that counts
+        self.worker: Process | None = None  # for the next step, forked ahead of time
+        self.replaying: asyncio.Task[Outcome] | None = None  # what it does until then
+        self.judge = SessionJudge(sandbox)
+        self.news = ""  # for the next feedback: what became of the interpreter between two steps
+        self.is_closed = False
+
+    async def reset(self, **row: Any) -> PythonObservation:
+        """Begin an episode. `row` has the fields of PythonResetRequest, and perhaps a task of the
+        client's own: the columns of a data set's row. Then step() may come.
+
+        Raises InvalidRequest (no such task, or no tests in the columns), FactoryError.
+        """
+        options = known_fields(PythonResetRequest, row)
+        task = self.choose_task(options, row)
+        if task.tests and not task.facts:
+            task = dataclasses.replace(task, facts=await self.judge.prepare(task))
+        self.release_worker()
+        self.task = task
+        self.pays_gain = options.reward == "gain"
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+        self.transcript = []
+        steps = [options.max_steps, self.limits.task_steps if task.is_judged else None]
+        self.episode = PythonState(
+            episode_id=options.episode_id or secrets.token_hex(8),
+            task_id=task.task_id,
+            max_steps=min((most for most in steps if most), default=None),
+        )
+        await self.sandbox.start()
+        self.begin_worker()
+        return PythonObservation(
+            task_id=task.task_id, prompt=task.prompt, tests_total=task.tests_total
+        )
+
+    def choose_task(self, options: PythonResetRequest, row: dict[str, Any]) -> Task:
+        """The task in the row, the one that is named, or the next (by seed: a fixed one)."""
+        known = {field.name for field in dataclasses.fields(options)}
+        columns = {name: value for name, value in row.items() if name not in known}
+        if any(columns.get(name) for name in TESTS):
+            columns["task_id"] = row.get("task_id")
+            return Task.from_row(columns)
+        if options.task_id is not None:
+            return self.find_task(task_id_of({"task_id": options.task_id}, ""))
+        if any(value is not None for value in columns.values()):
+            raise InvalidRequest(describe_no_tests(columns))
+        names = [*self.tasks]
+        turn = next(self.turn)
+        if options.seed is not None:
+            turn = random.Random(options.seed).randrange(2**32)
+        return self.tasks[names[turn % len(names)]]
+
+    def find_task(self, name: str) -> Task:
+        task = REPL if name == REPL.task_id else self.tasks.get(name)
+        if task:
+            return task
+        near: list[str] = []
+        if len(self.tasks) <= 1_000 and len(name) <= 100:  # among more it would take seconds
+            near = difflib.get_close_matches(name, [*self.tasks, REPL.task_id], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        words = f"no task {name[:100]!r}{hint} GET /tasks lists them, tests= brings one"
+        raise InvalidRequest(
+            f"task_id: {words}", [error_entry("unknown_task", ("task_id",), words, name)]
+        )
+
+    async def step(self, action: PythonAction, timeout_s: float | None = None) -> PythonObservation:
+        """Run the action's code and, where the task has tests, judge the episode so far.
+
+        `timeout_s` (seconds) counts where the action names none. Then step() may come again, unless
+        `done`, and reset() always.
+
+        Raises InvalidRequest (the action asks for too much time; the step does not count),
+        FactoryError, and ExecutionError when the grading itself failed, or the task is at fault:
+        that must not teach a model anything, so there is no reward then.
+        """
+        if self.episode.done:
+            raise ExecutionError("the episode is over: call reset() to begin another")
+        seconds = self.seconds_for(action, timeout_s)
+        self.episode.step_count += 1
+        self.sandbox.counters["steps"] += 1
+        try:
+            too_long = self.refuse_code(action)
+            if too_long:
+                return self.observe(Attempt(Outcome(exit_code=1), stderr=too_long), [too_long])
+            attempt = await self.attempt_until_it_counts(action, seconds)
+            if attempt.void and not attempt.outcome.taken:
+                raise ExecutionError(f"the grading failed, hence no reward: {attempt.void}")
+            return self.observe(attempt, self.describe(attempt, seconds))
+        finally:
+            # Whatever was raised, the step counts: or code that breaks the grading could try on.
+            if self.episode.max_steps and self.episode.step_count >= self.episode.max_steps:
+                self.episode.done = True
+            if self.task.is_judged or self.episode.done:
+                # After the reply, because ending one process and forking another takes time.
+                asyncio.get_running_loop().call_soon(self.change_worker, self.worker)
+                self.worker = None
+
+    def seconds_for(self, action: PythonAction, timeout_s: float | None) -> float:
+        seconds = action.timeout_s or timeout_s or self.limits.step_s
+        most = self.limits.step_max_s
+        if seconds > most:
+            raise InvalidRequest(
+                f"timeout_s: {seconds:,.1f} s asked for; the limit is {most:,.1f} s"
+            )
+        return seconds
+
+    def refuse_code(self, action: PythonAction) -> str:
+        """Why the code is too long, which is the agent's own fault; or ""."""
+        limits = self.limits
+        size = len(action.code.encode(errors="surrogatepass"))
+        if size > limits.code_bytes:
+            return f"The code has {size:,} bytes; the limit is {limits.code_bytes:,} a step."
+        total = size + sum(len(code.encode(errors="surrogatepass")) for code, _ in self.transcript)
+        if total > limits.transcript_bytes:
+            return (
+                f"The episode's code would have {total:,} bytes; the limit is"
+                f" {limits.transcript_bytes:,}. reset() begins another."
+            )
+        return ""
+
+    async def attempt_until_it_counts(self, action: PythonAction, seconds: float) -> Attempt:
+        """Make an attempt, and again where it does not count, or where no process was to be had: by
+        then the sampler has ended somebody else's thread bomb."""
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                attempt = await self.attempt(action, seconds)
+                if not attempt.void:
+                    break
+            except FactoryError:
+                if not left:
+                    raise
+                await asyncio.sleep(2 * self.limits.sample_s)
+            self.release_worker()
+        return attempt
+
+    async def attempt(self, action: PythonAction, seconds: float) -> Attempt:
+        """Run the code once in a worker that is where the episode is, and judge it."""
+        task = self.task
+        deadline = time.monotonic() + seconds
+        worker = await self.replayed_worker()
+        if isinstance(worker, Attempt):
+            return worker
+        then = ""
+        if task.tests:
+            then = "inside" if "inside" in (task.judge, self.judge_mode) else "serve"
+        outcome = await worker.run(seconds, code=action.code, stdin=action.stdin, then=then)
+        stdout, stderr = worker.take_output()
+        attempt = Attempt(outcome, stdout, stderr)
+        if outcome.died:
+            self.sandbox.counters["worker_deaths"] += 1
+        if outcome.taken and task.is_judged:
+            return attempt._replace(void=KILLED)
+        if task.pairs:
+            return attempt._replace(verdict=await self.judge_pairs(action, seconds))
+        if not task.tests or outcome.timed_out or outcome.died:
+            return attempt
+        return await self.judge_attempt(attempt, worker, then, deadline, action)
+
+    async def judge_attempt(
+        self, attempt: Attempt, worker: Process, then: str, deadline: float, action: PythonAction
+    ) -> Attempt:
+        """Have the tests run against a worker whose code has ended by itself."""
+        self.sandbox.counters["gradings"] += 1
+        seconds = max(deadline - time.monotonic(), self.limits.grading_min_s)
+        try:
+            if then == "inside":
+                verdict = await judge_inside(worker, self.task, seconds)
+            else:
+                verdict = await self.judge.grade(worker, self.task, seconds, self.seed)
+        except BROKEN as error:
+            return attempt._replace(void=f"the judge died: {error}")
+        if verdict.broken and await worker.was_taken():
+            return attempt._replace(outcome=TAKEN, void=KILLED)
+        self.transcript.append((action.code, action.stdin))
+        return attempt._replace(verdict=verdict)
+
+    async def judge_pairs(self, action: PythonAction, seconds: float) -> Verdict:
+        """Run the step's code alone, as a program, once for each pair of input and output."""
+        passed = 0
+        end = time.monotonic() + self.limits.step_max_s
+        for pair in self.task.pairs:
+            left = min(seconds, end - time.monotonic())
+            if left <= 0:
+                return Verdict(passed, late=True)
+            self.sandbox.counters["gradings"] += 1
+            worker = self.sandbox.spawn("worker", self.seed)
+            try:
+                for stream in worker.streams:
+                    stream.most = self.limits.output_bytes + 2 * len(pair.expected)
+                outcome = await worker.run(
+                    left, setup=self.task.setup, code=action.code, stdin=pair.stdin
+                )
+                self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+                stdout, _ = worker.take_output()
+                in_time = not (outcome.timed_out or outcome.died)
+                passed += in_time and pair.holds(stdout)
+            finally:
+                worker.close()
+        return Verdict(passed, solved=passed == len(self.task.pairs))
+
+    def refuse_fault(self, fault: str) -> None:
+        """What is wrong with the task itself must not teach a model anything."""
+        if fault:
+            raise ExecutionError(
+                f"task {self.task.task_id!r} is at fault, hence no reward: {fault}"
+            )
+
+    def describe(self, attempt: Attempt, seconds: float) -> list[str]:
+        """The feedback's sentences."""
+        outcome = attempt.outcome
+        notes = [self.news] if self.news else []
+        self.news = ""
+        if outcome.timed_out:
+            undone = "; the step is undone" if self.task.is_judged else ""
+            notes.append(f"The code timed out after {seconds:g} s{undone}.")
+        if outcome.died:
+            notes.append(f"The interpreter was restarted: {outcome.why}.")
+        if outcome.refused:
+            notes.append(SANDBOX_REFUSED)
+        verdict = attempt.verdict
+        if verdict:
+            self.refuse_fault(verdict.fault)
+            notes.append(verdict.describe(self.task.tests_total))
+        if verdict and "inside" in (self.task.judge, self.judge_mode):
+            notes.append("Judged inside.")
+        return notes
+
+    def observe(self, attempt: Attempt, notes: list[str]) -> PythonObservation:
+        """The observation of a step that counts, with its reward."""
+        episode = self.episode
+        total = self.task.tests_total
+        passed = 0
+        if attempt.verdict:
+            passed = attempt.verdict.count(total)
+        score = passed / total if total else 0.0
+        reward = max(0.0, score - episode.best_reward) if self.pays_gain else score
+        episode.best_reward = max(episode.best_reward, score)
+        is_last = episode.max_steps is not None and episode.step_count >= episode.max_steps
+        episode.done = episode.done or is_last or bool(total and passed == total)
+        return PythonObservation(
+            done=episode.done,
+            reward=reward,
+            stdout=attempt.stdout,
+            stderr=attempt.stderr,
+            result=attempt.outcome.result,
+            exit_code=attempt.outcome.exit_code,
+            task_id=self.task.task_id,
+            tests_passed=passed,
+            tests_total=total,
+            feedback=" ".join(notes),
+        )
+
+    # The workers of the episode
+
+    def begin_worker(self) -> None:
+        """Fork a worker for the next step, and let it come to where the episode is."""
+        self.worker = self.sandbox.spawn("worker", self.seed)
+        if self.task.setup or self.transcript:
+            run = self.worker.run(
+                self.limits.replay_s, setup=self.task.setup, replay=self.transcript
+            )
+            self.replaying = asyncio.create_task(run)
+
+    async def replayed_worker(self) -> Process | Attempt:
+        """The worker, where the episode is; or what came of it when it does not get there."""
+        if not self.worker or self.worker.is_lost:
+            if self.worker and not self.task.is_judged:
+                self.news = f"The interpreter is new: {self.worker.why or 'the old one had died'}."
+            self.release_worker()
+            await self.sandbox.start()
+            self.begin_worker()
+        assert self.worker
+        if not self.replaying:
+            return self.worker
+        outcome = await self.replaying
+        self.replaying = None
+        self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+        if outcome.taken:
+            return Attempt(TAKEN, void=KILLED)
+        if outcome.died or outcome.timed_out:
+            self.episode.done = True
+            return Attempt(Outcome(exit_code=1), verdict=Verdict(sentence=REPLAY_FAILED))
+        self.worker.take_output()  # of the replay
+        return self.worker
+
+    def change_worker(self, used: Process | None) -> None:
+        if used:
+            used.close()
+        if not (self.is_closed or self.episode.done or self.worker or self.task.pairs):
+            with contextlib.suppress(FactoryError):  # then the next step will try again, and say so
+                self.begin_worker()
+
+    def release_worker(self) -> None:
+        if self.replaying:
+            self.replaying.cancel()
+        if self.worker:
+            self.worker.close()
+        self.worker = None
+        self.replaying = None
+
+    async def state(self) -> PythonState:
+        return dataclasses.replace(self.episode)
+
+    async def close(self) -> None:
+        self.is_closed = True
+        self.release_worker()
+        self.judge.close()
+
+
+ATTEMPTS = 3  # at a step, while processes die by no doing of the code's
+KILLED = "the worker was killed from outside"
+REPLAY_FAILED = (
+    "The episode's code took too long, or died, when it was replayed for this step: the episode is"
+    " over."
+)
+SANDBOX_REFUSED = (
+    "The sandbox refused something: code here has no network, starts no processes, and opens no"
+    " files but those in its own folder, and Python's to read."
+)
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 5. Client
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+ClientT = TypeVar("ClientT", bound="EnvClient")
+
+
+class EnvClient(Generic[ActionT, ObservationT, StateT]):
+    """A synchronous client of any OpenEnv server; one connection is one session there.
+
+    base_url: http(s):// or ws(s)://, with or without a path prefix.
+    connect_timeout_s: seconds to connect, in which a server that is full, waking or restarting is
+        tried again.
+    message_timeout_s: seconds for a reply; a step's own timeout_s is added to it.
+    headers, token: sent when connecting; the token as `Authorization: Bearer`.
+    ssl: an ssl.SSLContext for https, as one that knows a CA of your own; None: Python's default.
+
+    It connects at the first call. Threads may share it: one call at a time, the others wait. After
+    a fork the child connects anew at its first reset(), and its close() leaves alone what is the
+    parent's.
+
+    Observations and states are dicts, or what a subclass sets as `observation_model` and
+    `state_model` (dataclasses); or it overrides `_step_payload`, `_parse_result` and
+    `_parse_state`, as OpenEnv's own clients do.
+    """
+
+    observation_model: type[ObservationT] | None = None
+    state_model: type[StateT] | None = None
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float = 10.0,
+        message_timeout_s: float = 60.0,
+        headers: dict | None = None,
+        token: str | None = None,
+        ssl: SSLContext | None = None,
+    ) -> None:
+        self.connect_timeout_s = connect_timeout_s
+        self.message_timeout_s = message_timeout_s
+        self.headers = dict(headers or {})
+        if token:
+            self.headers["Authorization"] = f"Bearer {token.strip()}"
+        self._ssl = ssl
+        self._aim(base_url)
+        self._wire = Wire()
+        # At close(), garbage collection or the interpreter's exit, whichever comes first.
+        weakref.finalize(self, self._wire.release)
+
+    def _aim(self, base_url: str) -> None:
+        host = r"(\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(:\d+)?"
+        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws)?/*"
+        match = re.fullmatch(form, str(base_url or ""))
+        if not match:
+            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
+        secure = match["s"] or ""
+        self.base_url = f"http{secure}://{match['rest']}"
+        self.ws_url = f"ws{secure}://{match['rest']}/ws"
+
+    def connect(self: ClientT) -> ClientT:
+        """Connect now, rather than at the first call. Raises ConnectionFailed."""
+        with self._wire.turn():
+            self._exchange()
+        return self
+
+    def reset(
+        self, *, seed: int | None = None, episode_id: str | None = None, **options: Any
+    ) -> StepResult[ObservationT]:
+        """Begin an episode, on a new connection where the old one is gone.
+
+        options: what the environment takes besides; None is not sent. Raises ServerError (refused),
+        ReplyTimeout or ConnectionFailed.
+        """
+        options |= {"seed": seed, "episode_id": episode_id}
+        given = {name: value for name, value in options.items() if value is not None}
+        return self._parse_result(self._ask("reset", given))
+
+    def step(
+        self, action: ActionT | dict, *, timeout_s: float | None = None
+    ) -> StepResult[ObservationT]:
+        """Take one step. `timeout_s` (seconds) counts where the action has none of its own.
+
+        Raises ServerError (refused; the session goes on), ReplyTimeout or ConnectionFailed (the
+        session is lost: reset() begins another).
+        """
+        payload = self._step_payload(action)
+        if timeout_s is not None and payload.get("timeout_s") is None:
+            payload["timeout_s"] = timeout_s
+        more_s = payload.get("timeout_s")
+        # Whether the seconds make sense is the server's to say; here they must not do harm.
+        if not isinstance(more_s, int | float):
+            more_s = 0.0
+        return self._parse_result(self._ask("step", payload, max(0.0, min(more_s, 86_400.0))))
+
+    def state(self) -> StateT:
+        """The episode's state, at any time."""
+        return self._parse_state(self._ask("state", {}))
+
+    def close(self) -> None:
+        """End the session and whatever was started for it; may be called again."""
+        self._wire.release()
+
+    disconnect = close
+
+    def sync(self: ClientT) -> ClientT:
+        """Itself: for code written for OpenEnv's client, which is asynchronous."""
+        return self
+
+    def __enter__(self: ClientT) -> ClientT:
+        return self.connect()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise PythonEnvError(
+            f"a {type(self).__name__} is one session of one process, and cannot be copied or sent "
+            "to another; make a second one there, with the same base_url"
+        )
+
+    @classmethod
+    def from_docker_image(
+        cls: type[ClientT],
+        image: str = "python-env:latest",
+        *,
+        port: int | None = None,
+        env_vars: dict | None = None,
+        timeout_s: float = 60.0,
+        docker_args: Sequence[str] = (),
+        **options: Any,
+    ) -> ClientT:
+        """Start a local image that serves port 8000, and connect; close() removes the container.
+
+        port: on 127.0.0.1; None: a free one. env_vars: the server's. timeout_s: seconds from now
+        until its /health answers. docker_args: more options of `docker run`, as ["--memory=1g"].
+        options: the constructor's. Raises DockerError, ConnectionFailed.
+        """
+        container = Container(image, port, env_vars or {}, timeout_s, docker_args)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(container.close)
+            env = cls(container.url, **options).connect()
+            env._wire.cleanup = cleanup.pop_all()
+        return env
+
+    @classmethod
+    def from_hub(
+        cls: type[ClientT],
+        repo_id: str,
+        *,
+        tag: str = "latest",
+        image: str | None = None,
+        registry: str = "registry.hf.space",
+        pull: bool = True,
+        pull_timeout_s: float = 1_800.0,
+        use_docker: bool = True,
+        token: str | None = None,
+        timeout_s: float = 120.0,
+        **options: Any,
+    ) -> ClientT:
+        """Pull a Hugging Face Space's image, start it here and connect; or connect to the Space.
+
+        repo_id: owner/name, or a Space's URL. image: the whole name, where the Hub shortens it;
+        None follows from repo_id. pull: ask the registry each time, as tags move; False takes what
+        is here. options: from_docker_image's. use_docker=False uses the Space itself, waking it for
+        timeout_s seconds at most (the official from_env would run its code here); options are the
+        constructor's then, and token goes to it alone: docker has its own, by `docker login`.
+        Raises InvalidRequest, DockerError, ConnectionFailed.
+        """
+        slug = space_slug(repo_id)
+        if not use_docker:
+            options.setdefault("connect_timeout_s", timeout_s)
+            return cls(f"https://{slug}.hf.space", token=token, **options).connect()
+
+        image = image or f"{registry}/{slug}:{tag}"
+        if pull:
+            log.info("pulling %s", image)
+            # On a terminal docker shows its own progress.
+            shown = 2 if os.isatty(2) else subprocess.DEVNULL
+            run_docker(image, "pull", "--", image, timeout_s=pull_timeout_s, stdout=shown)
+        return cls.from_docker_image(image, timeout_s=timeout_s, **options)
+
+    from_env = from_hub  # the official client's name for it
+
+    # ── The protocol's messages ──
+
+    def _step_payload(self, action: Any) -> dict:
+        if isinstance(action, Action):
+            return dataclasses.asdict(action)
+        if isinstance(action, Mapping):
+            return dict(action)
+        raise InvalidRequest(f"action: expected an action or a dict, got {type(action).__name__}")
+
+    def _parse_result(self, payload: dict) -> StepResult[ObservationT]:
+        reward = payload.get("reward")
+        done = payload.get("done", False)
+        observation = payload.get("observation", {})
+        if self.observation_model:
+            model = self.observation_model
+            observation = build_known(model, observation, reward=reward, done=done)
+        return StepResult(observation, reward, done, payload.get("metadata"))
+
+    def _parse_state(self, payload: dict) -> Any:
+        return build_known(self.state_model, payload) if self.state_model else payload
+
+    def _ask(self, kind: str, data: dict, more_s: float = 0.0) -> dict:
+        """Send one message, connecting first where that is needed, and return its reply's data."""
+        try:
+            # Without "data" where it is empty: the official server refuses {} with "state".
+            text = json.dumps({"type": kind, **({"data": data} if data else {})}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{kind}: expected what JSON can express; {error}") from None
+
+        with self._wire.turn():
+            if self._wire.lost and kind != "reset":
+                raise ConnectionFailed(self._wire.lost)
+            was_connected = self._wire.connection is not None
+            try:
+                return self._exchange(text, self.message_timeout_s + more_s)
+            except ConnectionFailed:
+                # The session idled too long, or the server restarted. A reset loses nothing by it.
+                if kind != "reset" or not was_connected:
+                    raise
+            return self._exchange(text, self.message_timeout_s + more_s)
+
+    def _exchange(self, text: str = "", wait_s: float = 0.0) -> dict:
+        """Connect where that is needed, and exchange `text`, if any, for its reply's data.
+
+        While the server is full or starting, it is tried again, for connect_timeout_s.
+        """
+        end = time.monotonic() + self.connect_timeout_s
+        while True:
+            left_s = end - time.monotonic()
+            try:
+                if not self._wire.connection:
+                    self._open(max(left_s, 1.0))
+                return self._wire.exchange(text, wait_s) if text else {}
+            except PythonEnvError as error:
+                if error.retry_s is None or left_s <= 0:
+                    raise
+                log.debug("%s; trying again for %.0f s", error, left_s)
+                time.sleep(min(error.retry_s, left_s))
+
+    def _open(self, timeout_s: float) -> None:
+        here = is_loopback(str(urlsplit(self.ws_url).hostname))
+        try:
+            connecting = websockets.sync.client.connect(
+                self.ws_url,
+                additional_headers=self.headers,
+                ssl=self._ssl if self.ws_url.startswith("wss:") else None,
+                proxy=None if here else True,
+                compression=None,
+                open_timeout=timeout_s,
+                close_timeout=1,
+                # Pings keep proxies awake, but no step is too long: see keep_alive().
+                ping_timeout=None,
+                max_size=REPLY_BYTES,
+            )
+        except websockets.exceptions.InvalidStatus as refused:
+            raise explain_status(self.ws_url, refused.response) from None
+        except Exception as error:  # whatever a stranger's answer leads to
+            raise ConnectionFailed(
+                f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
+                "is an OpenEnv server running there?"
+            ) from None
+        # Entered, because one day connect() will be a context manager and nothing else.
+        self._wire.connection = connecting.__enter__()
+        self._wire.lost = ""
+        keep_alive(self._wire.connection.socket)
+
+
+# ── PythonEnv ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
+    """The client of a python_env server; PythonEnv() without a URL brings a server of its own.
+
+    That one is a child process on a free loopback port (on Linux only), which has 30 seconds to
+    start, or connect_timeout_s if that is more. It ends with close(), with this process, and when
+    this process crashes; should it die before, the next reset() starts it again. `tasks`: a task
+    file for it, as `--tasks` takes; `server_args`: more of its flags; `options`: those of
+    EnvClient.
+    """
+
+    observation_model = PythonObservation
+    state_model = PythonState
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        tasks: str | os.PathLike | None = None,
+        server_args: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        if base_url is not None and (tasks or server_args):
+            raise InvalidRequest("tasks and server_args are for PythonEnv() without a base_url")
+        super().__init__("localhost" if base_url is None else base_url, **options)
+        self._flags = [*server_args]
+        if tasks:
+            self._flags.append(f"--tasks={os.fspath(tasks)}")
+        self._server: Any = None  # the process of the embedded one
+        if base_url is None:
+            self._start_server()
+
+    def reset(
+        self,
+        task_id: str | int | None = None,
+        *,
+        seed: int | None = None,
+        episode_id: str | None = None,
+        **options: Any,
+    ) -> StepResult[PythonObservation]:
+        """Begin an episode of the task `task_id`; None: the server's next one.
+
+        options: a task of your own as a data set has it, as prompt= and tests=; max_steps=.
+        Otherwise as EnvClient.reset().
+        """
+        return super().reset(seed=seed, episode_id=episode_id, task_id=task_id, **options)
+
+    def step(
+        self, action: PythonAction | dict | str, *, timeout_s: float | None = None
+    ) -> StepResult[PythonObservation]:
+        """As EnvClient.step(); a str is the code of an action."""
+        if isinstance(action, str):
+            action = PythonAction(action)
+        return super().step(action, timeout_s=timeout_s)
+
+    def tasks(self) -> list[dict]:
+        """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
+        url = f"{self.base_url}/tasks"
+        try:
+            return get_json(url, self.headers, self.message_timeout_s, self._ssl)["tasks"]
+        except Exception as error:  # whatever it is that answers there
+            raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
+
+    def _open(self, timeout_s: float) -> None:
+        try:
+            super()._open(timeout_s)
+        except ConnectionFailed:
+            if self._server is None:
+                raise
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(1)  # because its sockets close a moment before it is gone
+            if self._server.returncode is None:
+                raise
+            self._start_server()
+            super()._open(timeout_s)
+
+    def _start_server(self) -> None:
+        program = [sys.executable, os.path.realpath(__file__), "serve", "--exit-with-stdin"]
+        variables = {**os.environ}
+        variables.pop("PYTHON_ENV_TOKEN", None)
+        self._server = subprocess.Popen(
+            [*program, "--host=127.0.0.1", "--port=0", "--log-level=warning", *self._flags],
+            stdin=subprocess.PIPE,  # with which it ends: with us, however we end
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # because Ctrl-C is for the user's program
+            env=variables,
+        )
+        self._wire.cleanup.callback(stop_server, self._server)
+        stdout = self._server.stdout
+        spoke = select.select([stdout], [], [], max(self.connect_timeout_s, 30.0))[0]
+        url = re.search(r"http://\S+", stdout.readline()) if spoke else None
+        if not url:
+            self._wire.cleanup.close()
+            raise ConnectionFailed(
+                "the embedded server did not start; its standard error says why, and a base_url= "
+                "does without it"
+            )
+        self._aim(url[0])
+
+
+def stop_server(process: subprocess.Popen) -> None:
+    with process:  # which closes its pipes, and waits
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # A line, because closing the pipe is not enough while a fork of ours holds it, too.
+            process.communicate("\n", timeout=5)
+        process.kill()
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 6. Server: sessions, routes, the WebSocket pump, serve()
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+# ── A session ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Stage(Enum):
+    """Where a session stands. reset() and state() are always allowed, step() while RUNNING."""
+
+    NO_EPISODE = auto()
+    RUNNING = auto()
+    DONE = auto()
+    CLOSED = auto()
+
+
+STEP_REFUSED = {
+    Stage.NO_EPISODE: "there is no episode yet: call reset() first",
+    Stage.DONE: "the episode is over: call reset() to begin another",
+}
+
+
+class Session:
+    """One environment and where it stands. Its calls run one at a time, in the order they came."""
+
+    def __init__(self, environment: Environment, action: type[Action]) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.environment = environment
+        self.action = action
+        self.stage = Stage.NO_EPISODE
+        self.turn = asyncio.Lock()
+        self.steps = 0
+        self.used = time.monotonic()  # when the last call ended
+        self.socket: WebSocket | None = None  # the one that is attached
+        self.jobs: queue.SimpleQueue | None = None  # of the thread for plain functions
+
+    async def call(self, kind: str, data: dict, timeout_s: float | None = None) -> dict:
+        """Carry out a "reset", "step" or "state"; returns what the reply's `data` shall be.
+
+        `timeout_s` goes to a step() that takes it. Raises what the environment does, and
+        ExecutionError for a step at the wrong moment, InvalidRequest for wrong data.
+        """
+        async with self.turn:
+            if self.stage is Stage.CLOSED:
+                raise SessionError("the session is over; reset opens another")
+            try:
+                if kind == "state":
+                    return to_dict(await self.invoke("state"))
+                if kind == "reset":
+                    known_fields(ResetRequest, data, ("body",))
+                    observation = await self.invoke("reset", **data)
+                else:
+                    observation = await self.step(data, timeout_s)
+                self.stage = Stage.DONE if observation.done else Stage.RUNNING
+                return observation_data(observation)
+            finally:
+                self.used = time.monotonic()
+
+    @property
+    def is_busy(self) -> bool:
+        return self.turn.locked()
+
+    async def step(self, data: dict, timeout_s: float | None) -> Observation:
+        if self.stage in STEP_REFUSED:
+            raise ExecutionError(STEP_REFUSED[self.stage])
+        action = validate(self.action, data)
+        begin = time.monotonic()
+        observation = await self.invoke("step", action, timeout_s=timeout_s)
+        self.steps += 1
+        task = getattr(observation, "task_id", "-")
+        ms = 1_000 * (time.monotonic() - begin)
+        words = "session %s: step %d, task %s, %.1f ms, reward %s"
+        log.debug(words, self.id[:6], self.steps, task, ms, observation.reward)
+        return observation
+
+    async def invoke(self, name: str, /, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the environment's: a coroutine inline, a plain function in a thread."""
+        method = getattr(self.environment, name)
+        if not callable(method):
+            return method  # OpenEnv's own environments have `state` as a property
+        known = keywords_of(getattr(method, "__func__", method))
+        if known is not None:
+            options = {key: options[key] for key in options if key in known}
+        call = functools.partial(method, *arguments, **options)
+        try:
+            if inspect.iscoroutinefunction(method):
+                return await call()
+            return await self.call_in_thread(call)
+        except SystemExit as error:  # which would end the server
+            raise ExecutionError(f"the environment called sys.exit({error.code!r})") from None
+
+    async def call_in_thread(self, call: Callable) -> Any:
+        """call(), in the session's own thread.
+
+        A daemon, because a method that never returns would hold up the end of the server.
+        """
+        if self.jobs is None:
+            self.jobs = queue.SimpleQueue()
+            threading.Thread(
+                target=run_jobs, args=(self.jobs,), name="environment", daemon=True
+            ).start()
+        answer: Future = Future()
+        self.jobs.put((answer, call))
+        return await asyncio.wrap_future(answer)
+
+    async def close(self) -> None:
+        """The end; the environment hears of it, whatever it does then."""
+        self.stage = Stage.CLOSED
+        try:
+            await self.invoke("close")
+        except Exception:
+            log.exception("session %s: its environment's close() failed", self.id[:6])
+        if self.jobs:
+            self.jobs.put(None)
+        log.info("session %s ended after %d steps", self.id[:6], self.steps)
+
+
+def run_jobs(jobs: queue.SimpleQueue) -> None:
+    """What a session's thread does, until None comes."""
+    for answer, call in iter(jobs.get, None):
+        if not answer.set_running_or_notify_cancel():
+            continue  # who asked has gone
+        try:
+            answer.set_result(call())
+        except StopIteration as error:  # which would be lost between thread and event loop
+            answer.set_exception(RuntimeError(f"the environment raised {error!r}"))
+        except BaseException as error:
+            answer.set_exception(error)
+
+
+@functools.lru_cache(1_024)
+def keywords_of(function: Callable) -> Collection[str] | None:
+    """The names of its parameters; None: it takes any keyword."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return None if takes_any else {*parameters}
+
+
+# ── The table of sessions ─────────────────────────────────────────────────────────────────────────
+
+
+class SessionTable:
+    """All sessions, of WebSocket, HTTP and MCP alike, by their id; and the queue for a place."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.limits = service.limits
+        self.by_id: dict[str, Session] = {}
+        self.waiting = 0  # for a place
+        self.door = asyncio.Lock()  # asyncio's lets in who came first
+        self.farewells: set = set()  # tasks: environments that are closing
+        self.closing = False  # begin no session any more
+
+    async def open(self) -> Session:
+        """A new session. On a full server it waits for a place; who waits longest gets the next.
+
+        One connection waits for one session, so the queue is no longer than `connections`. Raises
+        CapacityError when there was none for session_wait_s, and FactoryError.
+        """
+        deadline = time.monotonic() + self.limits.session_wait_s
+        self.waiting += 1
+        try:
+            async with self.door:
+                while not self.has_place():
+                    if time.monotonic() > deadline:
+                        raise CapacityError("all sessions are taken; try again later")
+                    await asyncio.sleep(0.02)
+                if self.closing:
+                    raise CapacityError("the server is about to end; connect anew")
+                return self.begin()
+        finally:
+            self.waiting -= 1
+
+    def has_place(self) -> bool:
+        """Where all are taken, the HTTP or MCP session gives way that nobody used for longest."""
+        if len(self.by_id) < self.limits.max_sessions:
+            return True
+        idle = [one for one in self.by_id.values() if one.socket is None and not one.is_busy]
+        if not idle:
+            return False
+        self.drop(min(idle, key=operator.attrgetter("used")))
+        return True
+
+    def begin(self) -> Session:
+        try:
+            session = Session(self.service.factory(), self.service.action)
+        except Exception as error:
+            raise FactoryError(f"the environment was not made: {type(error).__name__}") from error
+        self.by_id[session.id] = session
+        return session
+
+    def find(self, key: str | None) -> Session | None:
+        """The session of that id; None without an id. Raises SessionError if there is none."""
+        if not key:
+            return None
+        if key not in self.by_id:
+            raise SessionError(f"no session {key[:40]!r}: closed, or idle for too long")
+        return self.by_id[key]
+
+    def drop(self, session: Session) -> None:
+        """End a session; its place is free at once, while its environment is still closing."""
+        if self.by_id.pop(session.id, None):
+            farewell = asyncio.create_task(session.close())
+            self.farewells.add(farewell)
+            farewell.add_done_callback(self.farewells.discard)
+
+    async def end_idle(self) -> None:
+        """Now and then end the sessions that nobody uses any more."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            now = time.monotonic()
+            for session in [*self.by_id.values()]:
+                # One that never began an episode is hardly a trainer whose model is thinking.
+                is_patient = session.socket and session.stage is not Stage.NO_EPISODE
+                most = self.limits.ws_idle_s if is_patient else self.limits.http_idle_s
+                if not session.is_busy and now - session.used > most:
+                    if session.socket:
+                        session.socket.end(CloseCode.GOING_AWAY)
+                    self.drop(session)
+
+
+# ── The server ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(kw_only=True)
+class Service:
+    """What a server serves, and to whom. `action`, `observation` and `state` are the models."""
+
+    factory: Callable[[], Environment]
+    action: type[Action]
+    observation: type[Observation] = Observation
+    state: type[State] = State
+    name: str = "python_env"
+    description: str = "An OpenEnv environment"
+    limits: Limits = LIMITS
+    token: str | None = None  # None: nobody has to send one
+    allow_origin: Collection[str] = ()  # other sites whose pages may call; "*" for all
+    allow_host: Collection[str] = ()  # Host names besides loopback's own, when bound to loopback
+    tasks: dict = field(default_factory=dict)  # by task_id
+    isolation: dict = field(default_factory=dict)  # what was reached, for GET /health
+    counters: Callable[[], dict] = dict  # what GET /health counts besides sessions
+
+
+FAREWELL_S = 3.0  # that environments have to close when the server ends
+HOUSEKEEPING_S = 0.25  # how often idle sessions are looked for
+GOODBYE_S = 1.0  # that a peer has to read the last words and to close its side
+
+PUBLIC = ("/", "/web", "/docs", "/health")  # without a token: the page asks for it
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Session-Id, Mcp-Session-Id, "
+    "Mcp-Protocol-Version",
+    "Access-Control-Max-Age": "600",
+}
+
+
+class Server:
+    """`await start()`, `port`, `await close()`: connections, routes, and who may use them."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.limits = service.limits
+        self.sessions = SessionTable(service)
+        self.connections: set = set()  # their tasks
+        self.listeners: list[asyncio.Server] = []
+        self.port = 0
+        self.loopback = True
+
+    async def start(self, host: str = "127.0.0.1", port: int = 8000) -> None:
+        """Listen; port 0 takes any free one. Raises OSError when the address cannot be had."""
+        sockets = bind(host, port)
+        self.port = sockets[0].getsockname()[1]
+        self.loopback = all(is_loopback(each.getsockname()[0]) for each in sockets)
+        for each in sockets:
+            listener = await asyncio.start_server(
+                self.serve_connection, sock=each, backlog=512, limit=self.limits.head_bytes
+            )
+            self.listeners.append(listener)
+        self.housekeeper = asyncio.create_task(self.sessions.end_idle())
+
+    async def close(self) -> None:
+        """Let running steps end within drain_s, say 1001 to the WebSockets, end every session."""
+        self.housekeeper.cancel()
+        for listener in self.listeners:
+            listener.close()
+        sessions = self.sessions
+        sessions.closing = True
+        deadline = time.monotonic() + self.limits.drain_s
+        while any(one.is_busy for one in sessions.by_id.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        for connection in self.connections:
+            connection.cancel()
+        await asyncio.gather(*self.connections, return_exceptions=True)
+        for session in [*sessions.by_id.values()]:
+            sessions.drop(session)
+        if sessions.farewells:
+            await asyncio.wait(sessions.farewells, timeout=FAREWELL_S)
+
+    # ── Connections ──
+
+    async def serve_connection(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """One connection: HTTP requests one after another, or a WebSocket for the rest of it."""
+        if len(self.connections) >= self.limits.connections:
+            writer.transport.abort()
+            return
+
+        this = cast(asyncio.Task, asyncio.current_task())
+        self.connections.add(this)
+        keep_alive(writer.get_extra_info("socket"))
+        watcher = asyncio.create_task(cancel_when_lost(this, writer))
+        try:
+            # The pause is for the others, because pipelined requests are read without waiting.
+            while await self.serve_request(reader, writer):
+                await asyncio.sleep(0)
+        except (asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self.connections.discard(this)
+            watcher.cancel()
+            writer.close()
+            break_cycles(reader)
+
+    async def serve_request(self, reader: StreamReader, writer: StreamWriter) -> bool:
+        """Answer one request; returns whether another may follow."""
+        try:
+            request = await read_request(reader, writer, self.limits)
+        except HTTPError as error:
+            writer.write(encode_response(error_reply(error), keep_alive=False))
+            await hang_up(reader, writer)
+            return False
+
+        was_told = False
+        try:
+            reply = await self.reply(request)
+            if reply.status == 101:
+                await WebSocket(self, reader, writer).serve(request)
+                return False
+            keep_alive = request.keep_alive and not self.sessions.closing
+            was_told = reply.status == 200 and not (reader.at_eof() or writer.is_closing())
+            writer.write(encode_response(reply, keep_alive))
+        finally:
+            if request.opened and not was_told:  # nobody else knows its id
+                self.sessions.drop(request.opened)
+        await writer.drain()
+        return keep_alive
+
+    # ── Who may use it ──
+
+    async def reply(self, request: Request) -> Reply:
+        """The answer to a request, errors included; by one handler a route."""
+        try:
+            self.check_site(request)
+            if request.method == "OPTIONS":  # a browser asks so before another site's request
+                reply = Reply(b"", headers=PREFLIGHT)
+            else:
+                self.check_token(request)
+                reply = await find_handler(request)(self, request)
+        except Exception as error:
+            reply = error_reply(as_ours(error))
+
+        origin = request.headers.get("origin")
+        if origin is None or not self.allows_origin(request):
+            return reply
+        cross_origin = {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "X-Session-Id, Mcp-Session-Id",
+            "Vary": "Origin",
+        }
+        return dataclasses.replace(reply, headers={**reply.headers, **cross_origin})
+
+    def check_site(self, request: Request) -> None:
+        """Refuse names that others bound to our loopback address, and other sites' pages."""
+        name = host_name(request.headers.get("host", "localhost"))  # a probe may send none
+        known = is_loopback(name) or name in map(host_name, self.service.allow_host)
+        if self.loopback and not known:
+            raise HTTPError(403, f"Host {name[:100]!r} is not served here; --allow-host admits it")
+        if not self.allows_origin(request):
+            origin = request.headers["origin"][:100]
+            raise HTTPError(403, f"Origin {origin!r} is another site; --allow-origin admits it")
+
+    def allows_origin(self, request: Request) -> bool:
+        """Whether it comes from no site's page, from our own, or from one that may call."""
+        origin = request.headers.get("origin")
+        if origin is None:
+            return True
+        page = canonical(origin)
+        own = canonical("://" + request.headers.get("host", ""))
+        allowed = self.service.allow_origin
+        return "*" in allowed or page in map(canonical, allowed) or page.endswith(own)
+
+    def check_token(self, request: Request) -> None:
+        if self.service.token is None or route(request) in PUBLIC:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # A token that comes from a file has a newline at its end.
+        wanted = self.service.token.strip().encode()
+        is_known = hmac.compare_digest(given.strip().encode(), wanted)
+        if not is_known or scheme.lower() != "bearer":
+            words = "send 'Authorization: Bearer TOKEN'"
+            raise HTTPError(401, words, {"WWW-Authenticate": "Bearer"})
+
+    # ── The routes ──
+
+    async def get_health(self, request: Request) -> Reply:
+        health = {
+            "status": "healthy",
+            "version": __version__,
+            "isolation": self.service.isolation,
+            "sessions": len(self.sessions.by_id),
+            "max_sessions": self.limits.max_sessions,
+            "waiting": self.sessions.waiting,
+            # By which who started this container knows it again.
+            "nonce": os.environ.get("PYTHON_ENV_NONCE"),
+        }
+        return Reply({**health, **self.service.counters()})
+
+    async def get_document(self, request: Request) -> Reply:
+        return self.documents[route(request)]
+
+    @functools.cached_property
+    def documents(self) -> dict:
+        """What never changes."""
+        service = self.service
+        page = PAGE.replace("$NAME", html.escape(service.name)).encode()
+        page_headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Security-Policy": PAGE_POLICY,
+        }
+        metadata = {
+            "name": service.name,
+            "description": service.description,
+            "version": __version__,
+        }
+        models = ("action", "observation", "state")
+        shown = ("task_id", "difficulty", "prompt", "tests_total", "judge")
+        tasks = [{name: getattr(task, name) for name in shown} for task in service.tasks.values()]
+        paths: dict = {}
+        for line in ROUTES:
+            method, path = line.lower().split()
+            paths.setdefault(path, {})[method] = {"responses": {"200": {"description": "OK"}}}
+        # As far as `openenv validate` reads it.
+        info = {"title": service.name, "version": "1.0.0"}
+        openapi = {"openapi": "3.1.0", "info": info, "paths": paths}
+        return {
+            "/docs": Reply(page, headers=page_headers),
+            "/metadata": Reply(metadata),
+            "/schema": Reply({name: json_schema(getattr(service, name)) for name in models}),
+            "/tasks": Reply({"tasks": tasks}),
+            "/openapi.json": Reply(openapi),
+        }
+
+    async def get_docs(self, request: Request) -> Reply:
+        """A relative redirect, because a proxy may serve us below a prefix that only it knows."""
+        up = "../" * (request.path.count("/") - 1)
+        return Reply({"detail": "see /docs"}, 307, {"Location": f"{up}docs"})
+
+    async def get_ws(self, request: Request) -> Reply:
+        return Reply(b"", 101)  # or what websockets makes of it
+
+    def session_of(self, request: Request) -> Session | None:
+        """The session that a header names, as HTTP's peers do or as MCP's do."""
+        headers = request.headers
+        return self.sessions.find(headers.get("x-session-id") or headers.get("mcp-session-id"))
+
+    async def get_state(self, request: Request) -> Reply:
+        session = self.session_of(request)
+        return Reply(await session.call("state", {}) if session else to_dict(State()))
+
+    async def post_reset(self, request: Request) -> Reply:
+        """Begin an episode, in the session that is named or else a new one."""
+        row = json_object(request.body or b"{}")
+        session = self.sessions.by_id.get(request.headers.get("x-session-id", ""))
+        if session is None:
+            session = request.opened = await self.sessions.open()
+        data = await session.call("reset", row)
+        return Reply(data, headers={"X-Session-Id": session.id})
+
+    async def post_step(self, request: Request) -> Reply:
+        body = known_fields(StepRequest, json_object(request.body), ("body",))
+        session = self.session_of(request)
+        if session is None:
+            return Reply({"metadata": None, **await self.step_once(body.action, body.timeout_s)})
+        data = await session.call("step", body.action, body.timeout_s)
+        return Reply(data, headers={"X-Session-Id": session.id})
+
+    async def step_once(self, action: dict, timeout_s: float | None = None) -> dict:
+        """A step without a session, in an episode of its own: for Python, in the repl."""
+        session = await self.sessions.open()
+        try:
+            await session.call("reset", {"task_id": REPL.task_id})
+            return await session.call("step", action, timeout_s)
+        finally:
+            self.sessions.drop(session)
+
+    async def post_mcp(self, request: Request) -> Reply:
+        call = MCPCall(self, self.session_of(request))
+        answer = await call.answer(parse_json(request.body))
+        if not answer:
+            return Reply(b"", 202)
+        request.opened = call.opened
+        headers = {"Mcp-Session-Id": call.opened.id} if call.opened else {}
+        return Reply(answer, headers=headers)
+
+    async def delete_mcp(self, request: Request) -> Reply:
+        session = self.session_of(request)
+        if session:
+            self.sessions.drop(session)
+        return Reply(b"")
+
+
+ROUTES: dict[str, Callable] = {  # each takes the Server and the Request
+    "GET /": Server.get_docs,
+    "GET /web": Server.get_docs,
+    "GET /docs": Server.get_document,
+    "GET /metadata": Server.get_document,
+    "GET /schema": Server.get_document,
+    "GET /tasks": Server.get_document,
+    "GET /openapi.json": Server.get_document,
+    "GET /health": Server.get_health,
+    "GET /ws": Server.get_ws,
+    "POST /reset": Server.post_reset,
+    "POST /step": Server.post_step,
+    "GET /state": Server.get_state,
+    "POST /mcp": Server.post_mcp,
+    "DELETE /mcp": Server.delete_mcp,
+}
+
+
+def route(request: Request) -> str:
+    """The path, without a slash at its end."""
+    return request.path.rstrip("/") or "/"
+
+
+def find_handler(request: Request) -> Callable:
+    path = route(request)
+    handler = ROUTES.get(f"{request.method} {path}")
+    if handler:
+        return handler
+    allowed = ", ".join(line.split()[0] for line in ROUTES if line.split()[1] == path)
+    if allowed:
+        raise HTTPError(405, f"{path} takes {allowed}", {"Allow": allowed})
+    raise HTTPError(404, f"no route {path[:100]!r}: GET /docs lists them")
+
+
+# ── A WebSocket ───────────────────────────────────────────────────────────────────────────────────
+
+BATCH = 2_048  # bytes that are read at once: as many of tiny frames take 10 ms
+
+
+class WebSocket:
+    """One WebSocket: a task reads it, and another answers one message after the other.
+
+    So it is read while a step runs. Pings are answered, and a close, or a peer that vanished, ends
+    the step: the answering task is cancelled. A peer that does not read, or is too far ahead with
+    its messages, is not read either.
+    """
+
+    def __init__(self, server: Server, reader: StreamReader, writer: StreamWriter) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.reader = reader
+        self.writer = writer
+        # Any, because its events are frames as soon as the handshake is done.
+        self.protocol: Any = ServerProtocol(max_size=self.limits.message_bytes, logger=QUIET)
+        self.session: Session | None = None
+        self.messages: asyncio.Queue = asyncio.Queue(self.limits.queued_messages)
+        self.queued = 0  # bytes, since the queue was empty
+        self.fragments = bytearray()  # of the message that is coming
+
+    async def serve(self, request: Request) -> None:
+        """Shake hands, and talk until one of both is gone."""
+        self.protocol.receive_data(request.head)
+        for event in self.protocol.events_received():
+            self.protocol.send_response(self.protocol.accept(event))
+        self.write_out()
+        if self.protocol.state is not OPEN:  # websockets refused the handshake
+            return
+        answering = asyncio.create_task(self.answer_all(request.query.get("session_id")))
+        try:
+            await self.read_all()
+        finally:
+            if self.server.sessions.closing:
+                self.end(CloseCode.GOING_AWAY)
+            answering.cancel()
+            await asyncio.wait([answering])
+            vars(self.protocol).clear()  # its parser is a generator, and they hold each other
+        await hang_up(self.reader, self.writer)
+
+    # ── Reading ──
+
+    async def read_all(self) -> None:
+        while self.protocol.state is OPEN:
+            data = await self.reader.read(BATCH)
+            if not data:
+                return
+            self.protocol.receive_data(data)
+            self.write_out()
+            await self.writer.drain()  # pongs, too, are for those who read
+            for frame in self.protocol.events_received():
+                if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                    await self.receive(frame)
+            if len(data) == BATCH:
+                await asyncio.sleep(0)  # there is more, but others want to be read, too
+
+    async def receive(self, frame: Frame) -> None:
+        """Put a frame's data to its message, and the whole message into the queue."""
+        self.fragments += frame.data
+        if not frame.fin:
+            return
+        message = bytes(self.fragments)
+        self.fragments.clear()
+        if self.messages.empty():
+            self.queued = 0
+        self.queued += len(message)
+        await self.messages.put(message)
+        if self.queued > self.limits.message_bytes:
+            await self.messages.join()  # until all are answered
+
+    # ── Answering ──
+
+    async def answer_all(self, key: str | None) -> None:
+        """Answer each message; a session that began over HTTP or MCP is joined by its id."""
+        try:
+            self.session = self.server.sessions.find(key)
+            if self.session:
+                self.session.socket = self
+            while self.protocol.state is OPEN:
+                await self.answer(await self.messages.get())
+                await self.writer.drain()
+                self.messages.task_done()
+        except PythonEnvError as error:
+            self.report(error)
+        except ConnectionError:
+            pass  # who reads will find out, too
+        finally:
+            if self.session:
+                self.session.socket = None
+                if not key:
+                    self.server.sessions.drop(self.session)
+
+    async def answer(self, message: bytes) -> None:
+        """Answer one message. An error is an answer, too; only some end the session."""
+        try:
+            kind, data = parse_message(message)
+            if kind == "close":
+                self.end(CloseCode.NORMAL_CLOSURE)
+                return
+            if self.session is None:  # not before: who only connects takes no place
+                self.session = await self.server.sessions.open()
+                self.session.socket = self
+            if kind == "mcp":
+                self.send("mcp", await MCPCall(self.server, self.session).answer(data))
+            else:
+                reply = await self.session.call(kind, data)
+                self.send("state" if kind == "state" else "observation", reply)
+        except Exception as error:
+            self.report(as_ours(error))
+
+    # ── Writing ──
+
+    def report(self, error: PythonEnvError) -> None:
+        data: dict = {"message": str(error), "code": error.code}
+        if isinstance(error, InvalidRequest) and error.errors:
+            data["errors"] = error.errors
+        self.send("error", data)
+        if error.ends_session:
+            self.end(CloseCode.POLICY_VIOLATION)
+
+    def send(self, kind: str, data: dict) -> None:
+        if self.protocol.state is OPEN:
+            self.protocol.send_text(to_json({"type": kind, "data": data}))
+            self.write_out()
+
+    def write_out(self) -> None:
+        self.writer.write(b"".join(self.protocol.data_to_send()))
+
+    def end(self, code: int) -> None:
+        """Begin the closing handshake; a peer that does not join in is cut off."""
+        if self.protocol.state is OPEN:
+            self.protocol.send_close(code)
+            self.write_out()
+            abort_soon(self.writer)
+
+
+# ── Sockets ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of the host, all on one port; "::" takes IPv4 as well."""
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            both = address[0] == "::"
+            one = socket.create_server((address[0], port), family=family, dualstack_ipv6=both)
+            sockets.append(one)
+            port = one.getsockname()[1]
+    except OSError as error:
+        words = f"cannot listen on {host} port {port}: {error.strerror}; --port 0 takes a free one"
+        raise OSError(words) from None
+    return sockets
+
+
+def is_loopback(name: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def host_name(host: str) -> str:
+    """My.Box:8000 is my.box."""
+    return re.sub(r":\d*$", "", host.lower()).strip("[]")
+
+
+def canonical(origin: str) -> str:
+    """HTTPS://A.example:443/ is https://a.example."""
+    return re.sub("(:80|:443)?/?$", "", origin.lower())
+
+
+async def cancel_when_lost(task: asyncio.Task, writer: StreamWriter) -> None:
+    """Nobody waits for the answer of a connection that is lost, so end what works on it."""
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    task.cancel()
+
+
+async def hang_up(reader: StreamReader, writer: StreamWriter) -> None:
+    """Close after our last words; what the peer still sends is read, because a close with unread
+    input is a reset, which would take those words along."""
+    writer.write_eof()
+    abort_soon(writer)
+    with contextlib.suppress(HTTPError):  # a reader whose time was over reads no more
+        while await reader.read(BATCH):
+            await asyncio.sleep(0)
+
+
+def abort_soon(writer: StreamWriter) -> None:
+    asyncio.get_running_loop().call_later(GOODBYE_S, writer.transport.abort)
+
+
+def break_cycles(reader: StreamReader) -> None:
+    """A reset is kept by the reader, its traceback keeps our frames, and they keep the reader."""
+    error = reader.exception()
+    if error:
+        error.__traceback__ = None
+
+
+# ── serve() ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def serve(
+    environment: Callable[[], Environment],
+    action: type[Action],
+    observation: type[Observation] = Observation,
+    state: type[State] = State,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    **options: Any,
+) -> None:
+    """Serve an environment, one instance a session, until SIGTERM or Ctrl-C.
+
+    `environment` is the class, or any callable that makes one; `action`, `observation` and `state`
+    are its models, which GET /schema describes. `options` are fields of Service: name,
+    description, limits, token, allow_origin, allow_host. Raises OSError when the address cannot be
+    had.
+    """
+    options.setdefault("name", getattr(environment, "__name__", "environment"))
+    service = Service(
+        factory=environment, action=action, observation=observation, state=state, **options
+    )
+    asyncio.run(run_until_signal(service, host, port))
+
+
+async def run_until_signal(
+    service: Service, host: str, port: int, stdin: TextIO | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, or the end of `stdin` where it is given."""
+    import resource  # which Windows does not have, where the client runs, too
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes up to ten
+    server = Server(service)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.start(host, port)
+    try:
+        reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())
+        where = f"[{host}]" if ":" in host else host
+        url = f"http://{where}:{server.port}"
+        print(f"{service.name} on {url} (isolation: {reached or 'none'})", flush=True)
+        if stdin:
+            loop.add_reader(stdin, stop.set)
+        await stop.wait()
+    finally:
+        await server.close()
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 7. Command line
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+# A command is a function that adds its parser, and one that runs it and returns the exit status.
+
+SERVE_EXAMPLES = """\
+Each flag is an environment variable, too: --step-timeout is PYTHON_ENV_STEP_TIMEOUT (and
+--max-sessions also MAX_CONCURRENT_ENVS). PYTHON_ENV_TOKEN has none, because others can see flags:
+where it is set, clients have to send 'Authorization: Bearer TOKEN'.
+
+  python-env serve --tasks tasks.jsonl --max-sessions 64
+  curl http://127.0.0.1:8000/step -d '{"action": {"code": "1 + 1"}}'
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status. 2: something that was given is wrong."""
+    parser = build_parser()
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["serve"]:
+        arguments = ["serve", *flags_of_variables(), *arguments[1:]]
+    given = parser.parse_args(arguments)
+    try:
+        return given.run(given)
+    except KeyboardInterrupt:
+        return 130
+    except (PythonEnvError, OSError) as error:
+        print(f"python-env: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidRequest) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python-env",
+        description="An OpenEnv environment for writing Python. Its rewards cannot be forged.",
+    )
+    parser.add_argument("--version", action="version", version=f"python-env {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_serve(commands)
+    add_check(commands)
+    add_demo(commands)
+    return parser
+
+
+# ── Flags and their variables ─────────────────────────────────────────────────────────────────────
+
+# The flag that a variable stands for; where two stand for one, the later wins. A secret has none,
+# because others can see flags.
+VARIABLES = {
+    "PYTHON_ENV_TOKEN": "",
+    "PYTHON_ENV_NONCE": "",
+    "MAX_CONCURRENT_ENVS": "--max-sessions",  # OpenEnv's name for it
+}
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults, and the examples as they stand."""
+
+
+def flags_of_variables() -> list[str]:
+    """What stands in the environment, as it would stand on the command line."""
+    known = VARIABLES.items()
+    return [f"{flag}={os.environ[name]}" for name, flag in known if flag and os.environ.get(name)]
+
+
+def number(kind: type, least: float, most: float = 10**9) -> Callable:
+    """Reads a flag's text, or its variable's, as a number within bounds."""
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if least <= value <= most:
+                return value
+        words = f"expected {kind.__name__}, at least {least} and at most {most}, got {text[:99]!r}"
+        raise argparse.ArgumentTypeError(words)
+
+    return read
+
+
+def switch(text: str) -> bool:
+    if text.lower() in ("yes", "true", "1"):
+        return True
+    if text.lower() in ("no", "false", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected yes or no, got {text[:99]!r}")
+
+
+def comma_list(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+# ── serve ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="run the server",
+        description="Serve until SIGTERM or Ctrl-C; the URL and the isolation reached are printed.",
+        epilog=SERVE_EXAMPLES,
+        formatter_class=Help,
+    )
+    parser.set_defaults(run=run_serve)
+    parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
+
+    def flag(name: str, default: Any, words: str, **options: Any) -> None:
+        VARIABLES["PYTHON_ENV_" + name.upper().replace("-", "_")] = f"--{name}"
+        parser.add_argument(f"--{name}", default=default, help=words, **options)
+
+    seconds = number(float, 0.1)
+    wait = "seconds that a full server lets a new session wait for a place"
+    origins = "sites whose pages may call, as https://a.org; * for all"
+    hosts = "Host names served on a loopback address, besides localhost"
+    yes = {"type": switch, "nargs": "?", "const": True}
+    judges = ("apart", "inside")
+    levels = ("debug", "info", "warning", "error")
+
+    flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
+    flag("port", 8_000, "port to listen on; 0: any free one", type=number(int, 0, 65_535))
+    flag("tasks", None, "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format")
+    flag("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so", **yes)
+    flag("judge", "apart", "inside: all tests run where the code ran, forgeable", choices=judges)
+    flag("max-sessions", LIMITS.max_sessions, "sessions at once", type=number(int, 1))
+    flag("session-wait", LIMITS.session_wait_s, wait, type=number(float, 0))
+    flag("step-timeout", LIMITS.step_s, "seconds of a step that names no timeout_s", type=seconds)
+    flag("max-step-timeout", LIMITS.step_max_s, "the most that a step may ask for", type=seconds)
+    flag("memory-mb", LIMITS.memory_mb, "MiB that an interpreter may have", type=number(int, 64))
+    flag("idle-timeout", LIMITS.ws_idle_s, "seconds; HTTP: at most 300", type=number(float, 1))
+    flag("preload", "", "modules to import before each fork, as numpy,pandas", type=comma_list)
+    flag("allow-origin", "", origins, type=comma_list)
+    flag("allow-host", "", hosts, type=comma_list)
+    flag("require-isolation", "no", "refuse to start without seccomp and Landlock", **yes)
+    flag("log-level", "info", "of what goes to standard error", type=str.lower, choices=levels)
+
+
+def run_serve(given: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+    if given.host in ("0.0.0.0", "::") and not os.environ.get("PYTHON_ENV_TOKEN"):
+        log.warning("whoever reaches %s may use it: PYTHON_ENV_TOKEN is not set", given.host)
+    for name in os.environ:
+        if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
+            log.warning("the variable %s means nothing; did you mean %s?", name, near)
+    asyncio.run(serve_python(given))
+    return 0
+
+
+async def serve_python(given: argparse.Namespace) -> None:
+    limits = dataclasses.replace(
+        LIMITS,
+        max_sessions=given.max_sessions,
+        session_wait_s=given.session_wait,
+        step_s=given.step_timeout,
+        step_max_s=max(given.max_step_timeout, given.step_timeout),
+        memory_mb=given.memory_mb,
+        ws_idle_s=given.idle_timeout,
+        http_idle_s=min(LIMITS.http_idle_s, given.idle_timeout),
+    )
+    tasks = load_tasks(given.tasks, given.skip_bad_tasks) if given.tasks else BUILTIN_TASKS
+    sandbox = Sandbox(limits, given.preload, (given.tasks,) if given.tasks else ())
+    turn = itertools.count()
+    try:
+        await sandbox.start()
+        if given.require_isolation and not sandbox.isolation["full"]:
+            raise InvalidRequest(f"--require-isolation: here is only {sandbox.isolation}")
+        service = Service(
+            factory=lambda: PythonEnvironment(sandbox, tasks, turn, given.judge),
+            action=PythonAction,
+            observation=PythonObservation,
+            state=PythonState,
+            description="Write Python: an isolated interpreter runs it, hidden tests judge it",
+            limits=limits,
+            token=os.environ.get("PYTHON_ENV_TOKEN"),
+            allow_origin=given.allow_origin,
+            allow_host=given.allow_host,
+            tasks=tasks,
+            isolation=sandbox.isolation,
+            counters=lambda: sandbox.counters,
+        )
+        stdin = sys.stdin if given.exit_with_stdin else None
+        await run_until_signal(service, given.host, given.port, stdin)
+    finally:
+        await sandbox.close()
+
+
+# ── check ─────────────────────────────────────────────────────────────────────────────────────────
+
+CHECK_EXAMPLES = """\
+Exit code 1 if a row is of no use. Rows whose reference passes only where it is judged inside are
+named, too: give those a column "judge": "inside", or serve all with --judge inside.
+
+  python-env check tasks.jsonl --preload numpy
+"""
+
+
+class BadRow(NamedTuple):
+    task_id: str  # "": the row is no task
+    reason: str
+
+
+def add_check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="grade the reference solutions of a task file",
+        description="Each row's reference solution must get 1.0, and an empty program less.",
+        epilog=CHECK_EXAMPLES,
+        formatter_class=Help,
+    )
+    parser.set_defaults(run=run_check)
+    parser.add_argument("file", help="JSONL or JSONL.gz, as serve --tasks takes it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--preload", type=comma_list, default=[], help="as serve --preload")
+
+
+def run_check(given: argparse.Namespace) -> int:
+    tasks, bad = read_tasks(Path(given.file))
+    rows = [BadRow("", words) for words in bad]
+    rows += asyncio.run(check_tasks([*tasks.values()], given.preload))
+    total = len(tasks) + len(bad)
+    if given.json:
+        print(json.dumps({"rows": total, "bad": [row._asdict() for row in rows]}))
+    else:
+        for row in rows:
+            print(f"{row.task_id}: {row.reason}".removeprefix(": "))
+        print(f"{total - len(rows)} of {total} rows are sound")
+    return 1 if rows else 0
+
+
+async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]:
+    """The tasks that are of no use, with the reasons; as many at once as there are processors."""
+    sandbox = Sandbox(preload=preload)
+    places = asyncio.Semaphore(os.cpu_count() or 1)
+    begin = time.monotonic()
+    done = 0
+    bad = []
+
+    async def check(task: Task) -> None:
+        nonlocal done
+        async with places:
+            reason = await find_flaw(sandbox, task)
+        if reason:
+            bad.append(BadRow(task.task_id, reason))
+        done += 1
+        if sys.stderr.isatty():
+            show_progress(done, len(tasks), time.monotonic() - begin)
+
+    try:
+        await sandbox.start()
+        await asyncio.gather(*map(check, tasks))
+    finally:
+        await sandbox.close()
+    return sorted(bad)
+
+
+def show_progress(done: int, total: int, seconds: float) -> None:
+    rate = done / seconds
+    bar = "█" * (30 * done // total)
+    words = f"{bar:30} {done} of {total}, {rate:.1f} a second, {(total - done) / rate:.0f} s left"
+    end = "\n" if done == total else ""
+    print(f"\r\x1b[K{words}", end=end, file=sys.stderr, flush=True)
+
+
+async def find_flaw(sandbox: Sandbox, task: Task) -> str:
+    """Why a task is of no use, or ""."""
+    if not task.solution:
+        return "no reference solution"
+    reward, words = await grade_once(sandbox, task, task.solution)
+    if reward != 1.0:
+        if task.tests and (await grade_once(sandbox, task, task.solution, "inside"))[0] == 1.0:
+            return 'its reference solution passes only with "judge": "inside"'
+        return f"its reference solution gets {reward}: {words}"
+    reward, _ = await grade_once(sandbox, task, "")
+    return "an empty program gets 1.0 as well" if reward == 1.0 else ""
+
+
+async def grade_once(
+    sandbox: Sandbox, task: Task, code: str, judge: str = "apart"
+) -> tuple[float | None, str]:
+    """The reward (None: the grading failed) and the feedback."""
+    environment = PythonEnvironment(sandbox, {task.task_id: task}, itertools.count(), judge)
+    try:
+        await environment.reset(task_id=task.task_id, max_steps=1)
+        seen = await environment.step(PythonAction(code, timeout_s=sandbox.limits.step_max_s))
+        return seen.reward, " ".join([seen.feedback, *seen.stderr.splitlines()[-1:]])
+    except PythonEnvError as error:
+        return None, str(error)
+    finally:
+        await environment.close()
+
+
+# ── demo ──────────────────────────────────────────────────────────────────────────────────────────
+
+ALMOST_RIGHT = """\
+def means(values, size):
+    runs = [values[i:i + size] for i in range(0, len(values), size)]
+    return [sum(run) / len(run) for run in runs]
+print(means([1, 2, 3, 4, 9], 2))"""
+RIGHT = ALMOST_RIGHT.replace("):", "):\n    if size < 1: raise ValueError(size)", 1)
+
+
+def add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="play a built-in task against a server of its own")
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(given: argparse.Namespace) -> int:
+    """Play fix-means, almost right at first; returns 0 when it is solved."""
+    with PythonEnv() as env:
+        print(env.reset(task_id="fix-means").observation.prompt)
+        for code in (ALMOST_RIGHT, RIGHT):
+            result = env.step(PythonAction(code))
+            seen = result.observation
+            verdict = f"reward {result.reward:.2f}  done {result.done}  {seen.feedback}"
+            print(f"\n{code}\n--> {seen.stdout}{verdict}")
+    return 0 if result.reward == 1.0 else 1
+
+
+# Part II: the engine room
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 8. Models and tasks at work: validation, JSON schema, the formats of tasks
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+UNIONS = (typing.Union, types.UnionType)
+
+
+# Kept, because Python evaluates the annotations' text each time.
+@functools.cache
+def field_types(model: type) -> dict:
+    try:
+        return typing.get_type_hints(model)
+    except NameError:
+        # A profiler runs this file as a __main__ of its own, which sys.modules does not have.
+        return typing.get_type_hints(model, localns=globals())
+
+
+def is_required(each: dataclasses.Field) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def to_dict(model: Any) -> dict:
+    """A model's fields as a dict, one level deep: ours hold plain data only."""
+    return {each.name: getattr(model, each.name) for each in dataclasses.fields(model)}
+
+
+def only_known(model: Any, data: dict) -> dict:
+    return {name: data[name] for name in field_types(model) if name in data}
+
+
+def build_known(model: Any, data: dict, **more: Any) -> Any:
+    """A client's model of what its server sent: not validated, and a newer server may send more.
+
+    Raises ConnectionFailed where the server leaves out what the model must have.
+    """
+    try:
+        return model(**only_known(model, {**data, **more}))
+    except TypeError as error:
+        raise ConnectionFailed(
+            f"the server's reply is no {model.__name__}: {error}; does it serve what this client "
+            "is for?"
+        ) from None
+
+
+# ── Validation ────────────────────────────────────────────────────────────────────────────────────
+
+MOST_FAULTS = 20  # that are told of one message
+
+# To check this many takes up to a twentieth of a second, in which the server does nothing else. A
+# plain `list` or `dict` is not looked into, and may be as long as a message.
+MOST_ITEMS = 10_000
+
+
+def known_fields(model: type, data: dict, loc: tuple = ()) -> Any:
+    """validate(), but fields that the model does not have are passed over."""
+    return validate(model, only_known(model, data), loc)
+
+
+def validate(model: Any, data: object, loc: tuple = ()) -> Any:
+    """Decoded JSON as a `model` (a dataclass, or a type that a field may have), not converted.
+
+    `loc` is the path to `data`, as ("action", "code"). Raises InvalidRequest, whose `errors` are
+    the first faults, as pydantic lists them.
+    """
+    reader = Reader()
+    value = reader.read(model, data, loc)
+    if not reader.faults:
+        return value
+    first = reader.faults[0]
+    where = ".".join(map(str, first["loc"])) or "the message"
+    raise InvalidRequest(f"{where}: {first['msg']}", reader.faults)
+
+
+class Reader:
+    """Reads decoded JSON as typed values, and notes each fault instead of stopping at the first.
+
+    One method reads one kind of type. Each returns the value, or None after noting a fault: the
+    caller looks at `faults` in the end and not at what came back.
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[dict] = []
+        self.items = 0
+
+    def read(self, hint: Any, value: Any, loc: tuple) -> Any:
+        """`value` as a `hint`, which may be anything that a field of a model may have."""
+        kind = typing.get_origin(hint) or hint
+        parts = typing.get_args(hint)
+        if is_dataclass(kind):
+            return self.read_model(kind, value, loc)
+        if kind in UNIONS:
+            return self.read(choose(parts, value), value, loc)
+        if kind is typing.Literal:
+            if value in parts:
+                return value
+            return self.note("literal_error", loc, f"Input should be one of {parts}", value)
+        if kind is Any:
+            return value
+        if kind is float and type(value) in (int, float):
+            return self.read_float(value, loc)
+        # Exactly this type, because a bool is an int to isinstance(), but not to a peer.
+        if type(value) is not kind:
+            fault = "string_type" if kind is str else f"{kind.__name__}_type"
+            return self.note(fault, loc, f"Input should be a valid {JSON_NAMES[kind]}", value)
+        if parts and parts[-1] is not Any:
+            return self.read_items(parts[-1], value, loc)
+        return value
+
+    def read_float(self, value: float, loc: tuple) -> float | None:
+        """Python's json reads NaN and infinity, too, which are no numbers to others."""
+        if abs(value) < 1e300:
+            return float(value)
+        return self.note("finite_number", loc, "Input should be a finite number", value)
+
+    def read_model(self, model: Any, value: Any, loc: tuple) -> Any:
+        if type(value) is not dict:
+            return self.note("model_attributes_type", loc, "Input should be an object", value)
+
+        hints = field_types(model)
+        strange = [name for name in value if name not in hints]
+        for name in strange[:MOST_FAULTS]:
+            words = "Extra inputs are not permitted"
+            self.note("extra_forbidden", (*loc, name), words, value[name])
+        read = {}
+        for each in dataclasses.fields(model):
+            place = (*loc, each.name)
+            if each.name in value:
+                read[each.name] = self.read(hints[each.name], value[each.name], place)
+                self.check_bounds(each.metadata, read[each.name], place)
+            elif is_required(each):
+                self.note("missing", place, "Field required", value)
+        return None if self.faults else model(**read)
+
+    def read_items(self, hint: Any, value: Any, loc: tuple) -> Any:
+        self.items += len(value)
+        if self.items > MOST_ITEMS:
+            return self.note("too_long", loc, f"Input has more than {MOST_ITEMS} items", value)
+        if isinstance(value, list):
+            return [self.read(hint, item, (*loc, place)) for place, item in enumerate(value)]
+        return {key: self.read(hint, item, (*loc, key)) for key, item in value.items()}
+
+    def check_bounds(self, bounds: Mapping, value: Any, loc: tuple) -> None:
+        size = len(value) if isinstance(value, str) else value
+        for name, bound in BOUNDS.items():
+            if size is not None and name in bounds and not bound.holds(size, bounds[name]):
+                self.note(bound.fault, loc, f"Input should be {bound.words} {bounds[name]}", value)
+
+    def note(self, fault: str, loc: tuple, msg: str, value: object) -> Any:
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(error_entry(fault, loc, msg, value))
+
+
+def choose(kinds: Sequence, value: object) -> Any:
+    """The kind of a union that `value` is meant for: that of its type, else the last."""
+    for kind in kinds:
+        if type(value) is (typing.get_origin(kind) or kind):
+            return kind
+    return [kind for kind in kinds if kind is not type(None)][-1]
+
+
+class Bound(NamedTuple):
+    """A bound that described() takes: of a number, or of a text's length."""
+
+    keyword: str  # JSON schema's name for it
+    fault: str  # pydantic's name for what breaks it
+    words: str
+    holds: Callable
+
+
+BOUNDS = {
+    "ge": Bound("minimum", "greater_than_equal", "greater than or equal to", operator.ge),
+    "gt": Bound("exclusiveMinimum", "greater_than", "greater than", operator.gt),
+    "le": Bound("maximum", "less_than_equal", "less than or equal to", operator.le),
+    "max_length": Bound("maxLength", "string_too_long", "of a length up to", operator.le),
+}
+
+
+def error_entry(fault: str, loc: tuple, msg: str, value: object = None) -> dict:
+    """One entry of a 422's `detail`."""
+    return {"type": fault, "loc": [*map(echo, loc)], "msg": msg, "input": echo(value)}
+
+
+def echo(value: object) -> Any:
+    """What an error repeats of a peer's value: a text's beginning, a number that JSON has, and of
+    all else the type's name. So it costs the same whatever was sent."""
+    if isinstance(value, str):
+        return value[:100]
+    if value is None or isinstance(value, int | float) and abs(value) < 1e300:
+        return value
+    return f"({type(value).__name__})"
+
+
+# ── JSON schema ───────────────────────────────────────────────────────────────────────────────────
+
+JSON_NAMES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
+
+
+def json_schema(hint: Any) -> dict:
+    """JSON schema (draft 2020-12) of a model, or of any type that validate() knows."""
+    kind = typing.get_origin(hint) or hint
+    parts = typing.get_args(hint)
+    if is_dataclass(kind):
+        return model_schema(kind)
+    if kind in UNIONS:
+        return {"anyOf": [json_schema(part) for part in parts]}
+    if kind is typing.Literal:
+        return {"enum": [*parts]}
+    if kind is Any:
+        return {}
+    schema: dict = {"type": JSON_NAMES[kind]}
+    if parts:
+        schema["items" if kind is list else "additionalProperties"] = json_schema(parts[-1])
+    return schema
+
+
+def model_schema(model: Any) -> dict:
+    properties = {}
+    for each in dataclasses.fields(model):
+        schema = json_schema(field_types(model)[each.name])
+        for name, value in each.metadata.items():
+            keyword = BOUNDS[name].keyword if name in BOUNDS else name
+            schema[keyword] = value
+        if each.default is not MISSING:
+            schema["default"] = each.default
+        properties[each.name] = schema
+    return {
+        "type": "object",
+        "title": model.__name__,
+        "description": (inspect.getdoc(model) or "").partition("\n")[0],
+        "properties": properties,
+        "required": [each.name for each in dataclasses.fields(model) if is_required(each)],
+        "additionalProperties": False,
+    }
+
+
+# ── The formats of tasks ──────────────────────────────────────────────────────────────────────────
+# A format is a question to the columns, and a function that makes a task's fields of them. To add
+# one, write the function and put it into FORMATS, above those that it should win against.
+
+Columns = dict[str, Any]
+
+PROMPTS = (
+    "problem_description",
+    "question",
+    "question_content",
+    "query",
+    "description",
+    "complete_prompt",
+    "instruct_prompt",
+    "text",
+    "content",
+    "prompt",
+)
+SOLUTIONS = ("solution", "solutions", "canonical_solution", "code", "completion")
+PAIRS = ("inputs", "outputs", "input_output", "public_test_cases", "public_tests")
+TESTS = ("tests", "test", "test_list", *PAIRS)
+
+
+def text_of(columns: Columns, *names: str) -> str:
+    """The first of these columns that is there, as text; lists are lines."""
+    for name in names:
+        value = columns.get(name, "")
+        if isinstance(value, (list, tuple)):
+            value = "\n".join(map(str, value))
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{name} must be a string, not {type(value).__name__}")
+        if value:
+            return value
+    return ""
+
+
+def solution_of(columns: Columns) -> str:
+    """The reference solution: the first of several, and the code alone where it is Markdown."""
+    for name in SOLUTIONS:
+        value = columns.get(name)
+        if isinstance(value, str) and value.startswith('["'):
+            value = decode_json(name, value)
+        if isinstance(value, (list, tuple)):
+            value = value[0]
+        if isinstance(value, str):
+            fenced = re.search(r"```(?:python|py)?\s*\n(.*?)```", value, re.DOTALL)
+            return fenced[1] if fenced else value
+    return ""
+
+
+def task_id_of(columns: Columns, default: str) -> str:
+    value = columns.get("task_id", columns.get("question_id", default))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise InvalidRequest(f"task_id: expected text or a number, got {echo(value)!r}")
+    return str(value)
+
+
+def decode_json(name: str, value: Any) -> Any:
+    """A column that holds JSON, or text that is JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        words = "is pickled: nothing is ever unpickled; convert the cases first"
+        words = words if value.startswith("eJ") else "is not JSON"
+        raise InvalidRequest(f"`{name}` {words}") from None
+
+
+def read_own(columns: Columns) -> Columns:
+    names = ("tests", "setup", "helpers", "entry_point")
+    return {
+        **{name: text_of(columns, name) for name in names},
+        "prompt": text_of(columns, "prompt", *PROMPTS),
+        "solution": solution_of(columns),
+    }
+
+
+def read_humaneval(columns: Columns) -> Columns:
+    """HumanEval, LeetCode and BigCodeBench: `test` says how to test the `entry_point`. What stands
+    in the prompt above the function's head, or instead of one, is code for both sides."""
+    entry = text_of(columns, "entry_point")
+    tests = text_of(columns, "test")
+    if re.search(r"(?m)^check\b", tests) and not re.search(r"\bdef check\b", tests):
+        raise InvalidRequest("`check` is nowhere defined, though `test` calls it")
+    if re.search(r"(?m)^def check\b", tests) and not re.search(r"(?m)^check\(", tests):
+        tests = f"{tests}\n\ncheck({entry})\n"
+    code = text_of(columns, "complete_prompt", "prompt")
+    head = re.search(rf"(?m)^(?:async )?(?:def|class) {re.escape(entry)}\b", code)
+    above = code[: head.start()] if head else code
+    above = above if is_code(above) else ""
+    solution = solution_of(columns)
+    starter = text_of(columns, "starter_code")
+    prompt = text_of(columns, *PROMPTS)
+    return {
+        "prompt": f"{prompt}\n\n{starter}" if starter else prompt,
+        "tests": tests,
+        "setup": text_of(columns, "setup") or above,
+        "helpers": "\n".join((above, text_of(columns, "helpers"))),
+        "entry_point": entry,
+        "solution": f"{code}{solution or '    pass'}" if head else solution,
+    }
+
+
+def is_code(text: str) -> bool:
+    """Whether a prompt, or a part of one, is Python. A long text is not: parsing takes time."""
+    try:
+        ast.parse(text if len(text) < 8_192 else "?")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def read_mbpp(columns: Columns) -> Columns:
+    """MBPP and MBPP+. The tests show what to define, and ours are hidden: so the prompt says it."""
+    solution = solution_of(columns)
+    listed = text_of(columns, "test_list")
+    tests = "\n".join((text_of(columns, "test_imports"), text_of(columns, "test") or listed))
+    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.*\))\s*(?:->.*)?:", solution)
+    heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", solution)]
+    ours = re.findall(r"(?m)^(?:def|class) (\w+)", text_of(columns, "test_setup_code"))
+    heads = [(name, head) for name, head in heads if name not in ours]
+    asked = [name + head for name, head in heads if re.search(rf"\b{name}\b", listed or tests)]
+    if not asked:
+        asked = re.findall(r"assert (?:\w+\()*?(\w+)\(", listed)[:1]
+    setup = text_of(columns, "test_setup_code", "setup")
+    # A set-up that needs what the candidate defines is the judge's: it runs after the code.
+    needs = any(re.search(rf"\b{name}\b", setup) for name, _ in heads)
+    define = " and ".join(f"`{name}`" for name in dict.fromkeys(asked))
+    return {
+        "prompt": f"{text_of(columns, 'text', 'prompt')}\n\nDefine {define}.",
+        "tests": tests,
+        "setup": "" if needs else setup,
+        "helpers": setup if needs else "",
+        "solution": solution,
+    }
+
+
+def read_pairs(columns: Columns) -> Columns:
+    """Inputs and outputs: of a function where one is named, and else of a whole program."""
+    cases = Cases()
+    if "input_output" in columns:
+        columns = columns | decode_json("input_output", columns["input_output"])
+    if "inputs" in columns or "outputs" in columns:
+        cases.add_lists(columns.get("inputs", []), columns.get("outputs", []))
+    for name in ("public_tests", "private_tests", "generated_tests"):  # CodeContests
+        lists = decode_json(name, columns.get(name, {}))
+        cases.add_lists(lists.get("input", []), lists.get("output", []))
+    for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
+        for case in decode_json(name, columns.get(name, [])):
+            cases.add_case(case)
+    metadata = decode_json("metadata", columns.get("metadata", {}))
+    function = columns.get("fn_name") or metadata.get("func_name", "")
+    starter = text_of(columns, "starter_code")
+    prompt = text_of(columns, *PROMPTS)
+    fields = {
+        "prompt": f"{prompt}\n\n{starter}" if starter else prompt,
+        "setup": text_of(columns, "setup"),
+        "solution": solution_of(columns),
+    }
+    if not function:
+        return fields | {"pairs": cases.as_pairs()}
+    entry = f"Solution().{function}" if re.search(r"\bclass Solution\b", starter) else function
+    return fields | {"entry_point": entry, "tests": cases.as_asserts(entry), "helpers": SAME}
+
+
+# JSON has no tuples; and some data sets wrap each output in a list, others do not.
+SAME = """def same(result, expected):
+    result = list(result) if isinstance(result, tuple) else result
+    return result == expected or (
+        isinstance(expected, list) and len(expected) == 1 and result == expected[0]
+    )
+"""
+
+
+class Cases:
+    """Pairs of inputs and outputs, in whatever way a row lists them."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+
+    def add_lists(self, inputs: list[Any], outputs: list[Any]) -> None:
+        if len(inputs) != len(outputs):
+            raise InvalidRequest(f"{len(inputs)} inputs, {len(outputs)} outputs: not as many")
+        self.inputs += inputs
+        self.outputs += outputs
+
+    def add_case(self, case: dict[str, Any]) -> None:
+        given = case["input"]
+        wanted = case["output"]
+        if case.get("testtype") == "functional":  # an argument a line
+            given = [json.loads(line) for line in given.split("\n")]
+            wanted = json.loads(wanted)
+        if isinstance(given, dict):
+            given = given["stdin"]
+            wanted = wanted["stdout"]
+        self.add_lists([given], [wanted])
+
+    def as_pairs(self) -> tuple[Pair, ...]:
+        def text(value: Any) -> str:
+            return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+        return tuple(
+            Pair(text(given), text(wanted)) for given, wanted in zip(*self.both(), strict=True)
+        )
+
+    def as_asserts(self, function: str) -> str:
+        lines = []
+        for given, wanted in zip(*self.both(), strict=True):
+            arguments = given if isinstance(given, list) else [given]
+            lines.append(f"assert same({function}({', '.join(map(repr, arguments))}), {wanted!r})")
+        return "\n".join(lines)
+
+    def both(self) -> tuple[list[Any], list[Any]]:
+        if not self.inputs:
+            raise InvalidRequest("no tests: not one pair of an input and an output")
+        return self.inputs, self.outputs
+
+
+def has_code(columns: Columns) -> bool:
+    """Whether `test` is code, and not a list of cases, perhaps as JSON or pickled."""
+    test = columns.get("test")
+    return isinstance(test, str) and not test.startswith(("[", "eJ"))
+
+
+FORMATS: list[tuple[Callable[[Columns], bool], Callable[[Columns], Columns]]] = [
+    (lambda columns: "tests" in columns, read_own),
+    (lambda columns: "entry_point" in columns and has_code(columns), read_humaneval),
+    (lambda columns: "test_list" in columns, read_mbpp),
+    (lambda columns: any(name in columns for name in (*PAIRS, "test")), read_pairs),
+]
+
+
+def describe_no_tests(row: Mapping[str, Any]) -> str:
+    """Why a row is no task, with the columns by their names."""
+    if isinstance(row.get("private_test_cases"), str):
+        decode_json("private_test_cases", row["private_test_cases"])
+    names = [str(name)[:40] for name in [*row][:20]]
+    near = {name: difflib.get_close_matches(name, TESTS, 1, 0.6) for name in names}
+    near.update({name: ["tests"] for name in names if "test" in name.lower() and name not in TESTS})
+    hints = [
+        f"`{name}` is not a column of any format (did you mean `{found[0]}`?)"
+        for name, found in near.items()
+        if found and name not in TESTS
+    ]
+    expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
+    return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 9. HTTP/1.1 and the messages' meaning
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+# RFC 9112; bare section numbers are its own. Where it lets a server mend or refuse, we refuse,
+# because a proxy in front may mend differently, and two readings of the same bytes are how requests
+# are smuggled. So a bare LF ends no line (2.2), and a SINGLE header never comes twice. Only what
+# clients send is taken: no absolute targets, no trailers.
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+TEXT = r"[\t -~\x80-\xff]*"
+TARGET = r"/(?:[!\"$&-~]|%[0-9A-Fa-f]{2})*"
+REQUEST_LINE = re.compile(rf"({TOKEN}) ({TARGET}) HTTP/(1\.[01])")
+FIELD = re.compile(rf"({TOKEN}):({TEXT})")
+CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,16}})(?:[ \t]*;{TEXT})?\r\n")
+SINGLE = {"host", "content-length", "transfer-encoding", "origin", "authorization", "content-type"}
+
+
+@dataclass
+class Request:
+    """What a peer asks for. `path` is decoded and without the query; header names are lower."""
+
+    method: str
+    path: str
+    query: dict
+    version: str  # "1.0" or "1.1"
+    headers: dict
+    head: bytes  # as it came, for websockets' handshake
+    body: bytes = b""
+    opened: Session | None = None  # the session that it began, whose id only the reply tells
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow on the connection (9.3)."""
+        return self.version == "1.1" and "close" not in self.headers.get("connection", "").lower()
+
+
+# ── Reading a request ─────────────────────────────────────────────────────────────────────────────
+
+
+async def read_request(reader: StreamReader, writer: StreamWriter, limits: Limits) -> Request:
+    """The connection's next request.
+
+    Raises ConnectionError when the peer has no more, or none for keep_alive_s, and HTTPError for
+    what is malformed, oversized, or not whole within request_s. Then the connection has to end,
+    because nobody knows where the next request would begin.
+    """
+    with deadline(reader, limits.keep_alive_s, ConnectionAbortedError("idle for too long")):
+        first = await reader.read(1)
+    if not first:
+        raise ConnectionAbortedError("there are no more requests")
+
+    late = HTTPError(408, f"the request was not whole after {limits.request_s:g} s")
+    try:
+        with deadline(reader, limits.request_s, late):
+            request = parse_head(first + await reader.readuntil(b"\r\n\r\n"))
+            request.body = await read_body(request, reader, writer, limits)
+            return request
+    except asyncio.LimitOverrunError:
+        raise HTTPError(431, f"a head or a line of over {limits.head_bytes:,} bytes") from None
+    except asyncio.IncompleteReadError:
+        raise HTTPError(400, "the connection ended inside a request") from None
+
+
+@contextlib.contextmanager
+def deadline(reader: StreamReader, seconds: float, error: Exception) -> Iterator[None]:
+    """After so many seconds in it, the reader raises the error."""
+    timer = asyncio.get_running_loop().call_later(seconds, reader.set_exception, error)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def parse_head(head: bytes) -> Request:
+    start, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    parts = REQUEST_LINE.fullmatch(start)
+    if not parts:
+        raise HTTPError(400, f"a malformed request line: {start[:80]!a}")
+    method, target, version = parts.groups()
+
+    headers: dict = {}
+    for line in lines:
+        field = FIELD.fullmatch(line)
+        if not field:
+            raise HTTPError(400, f"a malformed header: {line[:80]!a}")
+        name = field[1].lower()
+        value = field[2].strip(" \t")
+        if name in headers:
+            if name in SINGLE:
+                raise HTTPError(400, f"more than one {name} header")
+            value = f"{headers[name]}, {value}"  # RFC 9110, 5.3
+        headers[name] = value
+    if "host" not in headers and version == "1.1":
+        raise HTTPError(400, "HTTP/1.1 needs a Host header (3.2)")
+
+    path, _, query = target.partition("?")
+    return Request(method, unquote(path), dict(parse_qsl(query)), version, headers, head)
+
+
+async def read_body(
+    request: Request, reader: StreamReader, writer: StreamWriter, limits: Limits
+) -> bytes:
+    length = request.headers.get("content-length", "0")
+    coding = request.headers.get("transfer-encoding")
+    if coding is None:
+        if not re.fullmatch("[0-9]{1,18}", length):
+            raise HTTPError(400, "Content-Length is not 1 to 18 digits")
+        if int(length) > limits.message_bytes:
+            raise HTTPError(413, f"a body of over {limits.message_bytes:,} bytes")
+    # Beside a length, or in HTTP/1.0, it is what smugglers send (6.1).
+    elif "content-length" in request.headers or request.version == "1.0":
+        raise HTTPError(400, "a Transfer-Encoding where the length is told otherwise")
+    elif coding.lower() != "chunked":
+        raise HTTPError(501, "a Transfer-Encoding other than chunked")
+
+    if request.headers.get("expect", "").lower() == "100-continue":
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if coding is None:
+        return await reader.readexactly(int(length))
+    return await read_chunks(reader, limits)
+
+
+async def read_chunks(reader: StreamReader, limits: Limits) -> bytes:
+    body = bytearray()
+    while True:
+        line = await reader.readuntil(b"\n")
+        chunk = CHUNK_SIZE.fullmatch(line.decode("latin-1"))
+        if not chunk:
+            raise HTTPError(400, "a malformed chunk size")
+        size = int(chunk[1], 16)
+        if len(body) + size > limits.message_bytes:
+            raise HTTPError(413, f"chunks of over {limits.message_bytes:,} bytes")
+        data = await reader.readexactly(size + 2)
+        if not data.endswith(b"\r\n"):
+            raise HTTPError(400, "a chunk is longer than its size, or trailers follow the last")
+        if size == 0:
+            return bytes(body)
+        body += data[:-2]
+        # Because what has arrived is read without waiting, 100,000 chunks would hold up the others.
+        await asyncio.sleep(0)
+
+
+# ── Writing a reply ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Reply:
+    """A response to be. `body`: bytes, or anything that becomes JSON."""
+
+    body: Any
+    status: int = 200
+    headers: Mapping = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.body, bytes):
+            self.body = to_json(self.body)
+
+
+def encode_response(reply: Reply, keep_alive: bool = True) -> bytes:
+    fields = {
+        "Content-Type": "application/json",
+        "Content-Length": len(reply.body),
+        **reply.headers,
+        "Connection": "keep-alive" if keep_alive else "close",
+        "X-Content-Type-Options": "nosniff",
+    }
+    lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return head + reply.body
+
+
+# ── What the messages mean ────────────────────────────────────────────────────────────────────────
+
+MOST_VALUES = 100_000  # of a message: to read more may take a twentieth of a second
+MESSAGE_TYPES = ("reset", "step", "state", "close", "mcp")
+
+# Kept, because json.dumps() would make a new one each time. JSON has no NaN, so it is refused.
+to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass
+class StepRequest:
+    """The body of POST /step; other keys are passed over."""
+
+    action: dict = described("The action, as GET /schema describes it")
+    timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
+
+
+def to_json(message: Any) -> bytes:
+    return to_text(message).encode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a peer wrote. Raises InvalidJSON, also for what would take too long to read."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        if len(text) > MOST_VALUES and count_values(text) > MOST_VALUES:
+            raise ValueError(f"over {MOST_VALUES:,} values")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        entry = error_entry("json_invalid", ("body",), f"JSON decode error: {error}")
+        raise InvalidJSON(f"not JSON: {error}", [entry]) from None
+
+
+def count_values(text: str) -> int:
+    """How many values a JSON text has at most. A string is one, whatever stands in it."""
+    bare = text.replace("\\\\", "").replace('\\"', "")
+    quotes = bare.count('"')
+    if quotes > 2 * MOST_VALUES:
+        return quotes
+    outside = "".join(bare.split('"')[::2])
+    return quotes // 2 + sum(map(outside.count, ",[{"))
+
+
+def json_object(body: bytes) -> dict:
+    return validate(dict, parse_json(body), ("body",))
+
+
+def parse_message(text: str | bytes) -> tuple[str, dict]:
+    """A WebSocket message's type and data."""
+    message = parse_json(text)
+    if not isinstance(message, dict):
+        raise InvalidJSON(f"expected a JSON object, got {type(message).__name__}")
+    kind = message.get("type")
+    if kind not in MESSAGE_TYPES:
+        raise UnknownType(f"type {echo(kind)!r}: expected one of {', '.join(MESSAGE_TYPES)}")
+    data = message.get("data")
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"data: expected an object, got {echo(data)!r}")
+    return kind, data
+
+
+def observation_data(observation: Observation) -> dict:
+    """An observation as it travels: reward and done beside it, and metadata where there are any."""
+    body = to_dict(observation)
+    data = {"observation": body, "reward": body.pop("reward"), "done": body.pop("done")}
+    if observation.metadata:
+        data["metadata"] = observation.metadata
+    return data
+
+
+def as_ours(error: Exception) -> PythonEnvError:
+    """What a peer is told: the words of an error that is not ours are for the log alone."""
+    if isinstance(error, PythonEnvError):
+        return error
+    log.error("the environment failed", exc_info=error)
+    name = type(error).__name__
+    return PythonEnvError(f"the environment raised {name}; the server's log has more")
+
+
+def error_reply(error: PythonEnvError) -> Reply:
+    words = str(error)
+    if isinstance(error, HTTPError):
+        return Reply({"detail": words}, error.status, error.headers)
+    if isinstance(error, InvalidRequest):
+        entries = error.errors or [error_entry("value_error", ("body",), words)]
+        return Reply({"detail": entries}, error.status)
+    return Reply({"detail": words, "code": error.code}, error.status)
+
+
+# ── MCP: JSON-RPC 2.0 over POST /mcp, or in a WebSocket's `mcp` message ───────────────────────────
+
+RESET_TOOL = {
+    "name": "reset",
+    "description": "Begin an episode: of the server's task with that task_id, or of a data set's "
+    "row that brings prompt and tests. Without arguments, of the next task.",
+    "inputSchema": {
+        "type": "object",
+        "properties": {
+            "task_id": {"type": "string", "description": "A task, or 'repl' for just Python"},
+            "tests": {"type": "string", "description": "Python assert statements to pass"},
+            "prompt": {"type": "string", "description": "What to do"},
+        },
+    },
+}
+
+
+@dataclass
+class RPCRequest:
+    """A JSON-RPC 2.0 request, as far as it is read; without an id it wants no answer."""
+
+    jsonrpc: Literal["2.0"]
+    method: str
+    id: int | str | None = None
+    params: dict | None = None
+
+
+class MCPCall:
+    """One JSON-RPC message, for a session or (None) without one.
+
+    `opened` is the session that it began, if it did.
+    """
+
+    def __init__(self, server: Server, session: Session | None) -> None:
+        self.server = server
+        self.session = session
+        self.opened: Session | None = None
+        self.step_tool = "run_python" if server.service.action is PythonAction else "step"
+
+    async def answer(self, message: Any) -> dict:
+        """The response, also for an error; {} for a notification."""
+        key = None
+        try:
+            request = known_fields(RPCRequest, validate(dict, message))
+            if request.id is None:
+                return {}
+            key = request.id
+            result = await self.carry_out(request.method, request.params or {})
+            return {"jsonrpc": "2.0", "id": key, "result": result}
+        except Exception as error:
+            return {"jsonrpc": "2.0", "id": key, "error": rpc_error(as_ours(error), key)}
+
+    async def carry_out(self, method: str, params: dict) -> dict:
+        if self.session is None:
+            self.session = self.server.sessions.find(validate(str, params.get("session_id", "")))
+        if method == "ping":
+            return {}
+        if method == "initialize":
+            await self.begin_session()
+            return {
+                # The peer's, because the few methods here are alike in all versions.
+                "protocolVersion": echo(params.get("protocolVersion", "2025-06-18")),
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": self.server.service.name, "version": __version__},
+            }
+        if method == "openenv/session/create":
+            session = await self.begin_session()
+            return {"session_id": session.id}
+        if method == "openenv/session/close":
+            session = self.need_session()
+            self.server.sessions.drop(session)
+            return {"session_id": session.id, "closed": True}
+        if method == "tools/list":
+            schema = json_schema(self.server.service.action)
+            words = "Take a step. Names are kept from one to the next; where a task is on, its "
+            words += "tests judge the step: reward and feedback."
+            step = {"name": self.step_tool, "description": words, "inputSchema": schema}
+            return {"tools": [step, RESET_TOOL]}
+        if method == "tools/call":
+            arguments = validate(dict, params.get("arguments") or {}, ("arguments",))
+            return await self.call_tool(params.get("name"), arguments)
+        raise UnknownType(f"Method not found: {method[:100]}")
+
+    async def begin_session(self) -> Session:
+        if self.session is None:
+            self.session = self.opened = await self.server.sessions.open()
+        return self.session
+
+    def need_session(self) -> Session:
+        if self.session is None:
+            raise SessionError("this needs a session: initialize, or name it as session_id")
+        return self.session
+
+    async def call_tool(self, name: object, arguments: dict) -> dict:
+        """Carry out a "reset" or a step; without a session, the step alone in one of its own."""
+        try:
+            if name == "reset":
+                data = await self.need_session().call("reset", arguments)
+            elif name != self.step_tool:
+                raise InvalidRequest(f"Unknown tool: {echo(name)!r}")
+            elif self.session is None:
+                data = await self.server.step_once(arguments)
+            else:
+                if self.session.stage is Stage.NO_EPISODE:
+                    await self.session.call("reset", {"task_id": REPL.task_id})
+                data = await self.session.call("step", arguments)
+            seen = {**data["observation"], "reward": data["reward"], "done": data["done"]}
+        except ExecutionError as error:  # the model's affair, which may call reset
+            seen = {"error": str(error), "exit_code": 1}
+        return {
+            "content": [{"type": "text", "text": to_text(seen)}],
+            "structuredContent": seen,
+            "data": seen,  # which OpenEnv's MCPToolClient returns
+            "isError": seen.get("exit_code", 0) != 0,
+        }
+
+
+def rpc_error(error: PythonEnvError, key: int | str | None) -> dict:
+    number = -32000
+    if key is None:
+        number = -32600  # it was no request at all
+    elif isinstance(error, UnknownType):
+        number = -32601
+    elif isinstance(error, InvalidRequest | SessionError):
+        number = -32602
+    return {"code": number, "message": str(error)}
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 10. The client's connection, Docker and the Hub
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+# ── The connection ────────────────────────────────────────────────────────────────────────────────
+
+REPLY_BYTES = 104_857_600  # the largest reply that is read: the official client's limit, too
+
+
+class Wire:
+    """A client's connection and what was started for it, in the process that did so.
+
+    `lost` says why the session is gone; "" while there is one, or was none yet.
+    """
+
+    def __init__(self) -> None:
+        self.connection: ClientConnection | None = None
+        self.lost = ""
+        self.cleanup = contextlib.ExitStack()
+        self._owner = os.getpid()
+        self._locks: dict[int, Any] = {}
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """One thread at a time, and after a fork without what is the parent's."""
+        # A lock for each process, because a fork inherits the parent's as it happens to be: it may
+        # be held, by a thread that the fork does not have.
+        with self._locks.setdefault(os.getpid(), threading.RLock()):
+            if self._owner != os.getpid():
+                self._owner = os.getpid()
+                self.cleanup = contextlib.ExitStack()
+                if self.connection:
+                    # The descriptor alone: a goodbye would be one in the parent's name.
+                    self.connection.socket.close()
+                    self.connection = None
+                    self.lost = "the session is that of the process before the fork; call reset()"
+            yield
+
+    def exchange(self, message: str, timeout_s: float) -> dict:
+        """Send `message`, and return its reply's data. Raises ServerError.
+
+        What else can go wrong closes the connection, so that no stale reply can follow.
+        """
+        assert self.connection
+        try:
+            # Where sending fails, the server may have said why before: recv() tells.
+            with contextlib.suppress(websockets.exceptions.ConnectionClosed):
+                self.connection.send(message)
+            reply = json.loads(self.connection.recv(timeout_s))
+            data = dict(reply.get("data") or {})
+            if reply["type"] != "error":
+                return data
+            code = str(data.get("code", "UNKNOWN"))
+            raise ServerError(str(data.get("message")), code, data.get("errors") or ())
+        except ServerError as refused:
+            if refused.code == "CAPACITY_REACHED":
+                self.close("the server was full")
+                refused.retry_s = 0.2
+            raise
+        except TimeoutError:
+            self.close(f"no reply within {timeout_s:g} s (message_timeout_s)")
+            raise ReplyTimeout(self.lost) from None
+        except websockets.exceptions.ConnectionClosed as error:
+            self.close(f"the connection was lost: {error}")
+        except Exception as error:  # whatever a strange reply leads to
+            self.close(f"the server does not speak OpenEnv: {error!r:.200}")
+        except BaseException:
+            self.close("the last call was interrupted")
+            raise
+        raise ConnectionFailed(self.lost)
+
+    def close(self, why: str) -> None:
+        """Close the connection, and with it the session, because of `why`."""
+        self.lost = f"{why}; call reset() to begin anew"
+        if self.connection:
+            self.connection.close()
+        self.connection = None
+
+    def release(self) -> None:
+        """End the session, and what was started for it."""
+        with self.turn():
+            self.close("the client was closed")
+            self.cleanup.close()
+
+
+def explain_status(url: str, response: Any) -> ConnectionFailed:
+    """The error for an HTTP response where a WebSocket was asked for."""
+    status = response.status_code
+    remedies = {
+        401: "it wants a token=",
+        403: "it wants a token=, or refuses the Host",
+        404: "check the address; a private Space wants a token=",
+        429: "it is full; connect_timeout_s= waits longer",
+        502: "it is starting or down; connect_timeout_s= waits longer",
+        503: "it is starting or full; connect_timeout_s= waits longer",
+    }
+    remedy = remedies.get(status, "is an OpenEnv server running there?")
+    error = ConnectionFailed(f"cannot connect to {url}: HTTP {status}; {remedy}")
+    if status in (429, 502, 503):
+        wish = response.headers.get("Retry-After", "")
+        error.retry_s = min(float(wish), 10.0) if wish.isdecimal() else 0.5
+    return error
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the system find out within a minute when the peer's machine has vanished."""
+    options = {
+        "TCP_KEEPIDLE": 30,  # seconds of silence before it asks
+        "TCP_KEEPALIVE": 30,  # the same on macOS
+        "TCP_KEEPINTVL": 10,  # seconds between the questions
+        "TCP_KEEPCNT": 3,  # questions without an answer
+        "TCP_USER_TIMEOUT": 60_000,  # milliseconds that sent data may wait for its receipt
+    }
+    with contextlib.suppress(OSError):  # the peer may have ended the connection already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def get_json(url: str, headers: dict, timeout_s: float, ssl: SSLContext | None = None) -> dict:
+    """The JSON object that GET `url` returns. Raises OSError (urllib's HTTPError), and what a
+    stranger's answer leads to."""
+    request = urllib.request.Request(url)
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)  # a redirect must not take a token along
+    here = is_loopback(str(urlsplit(url).hostname))
+    opener = urllib.request.build_opener(
+        urllib.request.HTTPSHandler(context=ssl),
+        urllib.request.ProxyHandler({} if here else None),
+    )
+    with opener.open(request, timeout=timeout_s) as answer:
+        return dict(json.loads(answer.read(REPLY_BYTES)))
+
+
+# ── Docker ────────────────────────────────────────────────────────────────────────────────────────
+
+
+CLIENT_LABEL = "python_env.client"  # a container's client: its pid
+BIRTH_LABEL = "python_env.birth"  # and what tells that pid from a later process of the same number
+
+# Docker has no error codes. This is what it writes, tried in this order, and what to do about it.
+DOCKER_REMEDIES = {
+    "trying to connect": "no permission on docker's socket; `sudo usermod -aG docker $USER`",
+    "docker daemon|during connect": "no docker daemon answers; start it, or mend DOCKER_HOST",
+    "no such image": "no image {image} on this machine; `docker build -t {image} .`, or pull",
+    "already in use|already allocated|ports are not": "port {port} is taken; name another",
+    "access denied|denied:|unauthori|authentic|basic auth|manifest|name unknown": (
+        "the registry denies {image}; check its name, or `docker login {registry}`"
+    ),
+    "dial tcp|https?:|time(d )?out|x509|eof": (
+        "{registry} cannot be reached; check the network and registry=, or use pull=False"
+    ),
+    "": "docker cannot run {image}; check image=, tag= and docker_args=",
+}
+
+
+class Container:
+    """A container of an OpenEnv image; `url` is its server, on this machine's loopback only.
+
+    Removed by close(), and by its keeper at any death of this process, SIGKILL included. A
+    constructor that raises leaves nothing behind. Arguments and errors are those of
+    EnvClient.from_docker_image.
+    """
+
+    def __init__(
+        self,
+        image: str,
+        port: int | None,
+        env_vars: dict,
+        timeout_s: float,
+        docker_args: Sequence[str],
+    ) -> None:
+        self.image = image
+        self.url = ""
+        self.name = f"python-env-{os.getpid()}-{secrets.token_hex(4)}"
+        self._nonce = secrets.token_hex(16)
+        self._end = time.monotonic() + timeout_s
+        remove_leftovers(self._left())  # this finds out, too, whether docker answers
+
+        variables = {**env_vars, "PYTHON_ENV_NONCE": self._nonce}
+        run = [
+            *["docker", "run", "--detach", "--pull=never"],
+            f"--publish=127.0.0.1:{port or ''}:8000",
+            *[f"--env={name}={value}" for name, value in variables.items()],
+            *docker_args,
+            f"--label={CLIENT_LABEL}={os.getpid()}",
+            f"--label={BIRTH_LABEL}={birth_of(os.getpid())}",
+            *[f"--name={self.name}", "--", image],
+        ]
+        log.info("starting %s", image)
+        # Program and order come by the pipe: `ps` would show everybody the secrets in env_vars.
+        imports = "import json, os, signal, subprocess, sys, threading, time"
+        program = f"{imports}; source, order = json.loads(input()); exec(source); keep(*order)"
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program, "python-env: keeper"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # because Ctrl-C goes to a whole process group
+        )
+        order = [os.getpid(), self.name, run, self._left()]
+        try:
+            line = json.dumps([inspect.getsource(keep), order])
+            print(line, file=self._keeper.stdin, flush=True)
+            assert self._keeper.stdout
+            said = self._keeper.stdout.read()
+            if said != "started":
+                raise docker_error(said, image, port)
+            self._wait_until_healthy(timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove it, and wait for that; may be called again."""
+        # ValueError: it has been told before.
+        with contextlib.suppress(ValueError, subprocess.TimeoutExpired):
+            # A line, because closing is not enough while a fork holds the pipe, too.
+            self._keeper.communicate("\n", timeout=60)
+        if self._keeper.returncode != 0:
+            log.warning("a container may be left behind; `docker rm -f -v %s`", self.name)
+
+    def _left(self) -> float:
+        return max(self._end - time.monotonic(), 1.0)
+
+    def _wait_until_healthy(self, timeout_s: float) -> None:
+        complaint = self._complaint()
+        while complaint:
+            if time.monotonic() > self._end:
+                raise self._give_up(f"{complaint}, after {timeout_s:g} s; raise timeout_s=")
+            time.sleep(0.1)
+            complaint = self._complaint()
+
+    def _complaint(self) -> str:
+        """Why the container does not serve yet, or "". Raises DockerError where it never will."""
+        shape = "--format=[{{json .State}}, {{json .NetworkSettings.Ports}}]"
+        told = run_docker(self.image, "inspect", shape, self.name, timeout_s=self._left())
+        state, ports = json.loads(told.splitlines()[0])
+        if not state["Running"]:
+            raise self._give_up(f"it exited with code {state['ExitCode']}")
+
+        mapped = ports.get("8000/tcp")
+        self.url = f"http://127.0.0.1:{mapped[0]['HostPort'] if mapped else 8000}"
+        try:
+            nonce = get_json(f"{self.url}/health", {}, min(self._left(), 5.0)).get("nonce")
+        except Exception as error:  # whatever answers there, or does not yet
+            return f"no OpenEnv server answers: {error!r}"
+
+        # Who listens there? A python_env server repeats the nonce. Of another image's one we know
+        # by the port mapping, which Docker made; the host's network has none.
+        if nonce != self._nonce and (nonce or not mapped):
+            raise self._give_up(
+                f"whether the server on {self.url} is this container's cannot be told; stop the "
+                "other one, if there is one, and do without --network=host for a foreign image"
+            )
+        return ""
+
+    def _give_up(self, why: str) -> DockerError:
+        tail = ""
+        with contextlib.suppress(DockerError):
+            tail = run_docker(self.image, "logs", "--tail=20", self.name, timeout_s=10)
+        return DockerError(f"starting {self.image}: {why}; its log ends:\n{tail[-2000:]}")
+
+
+# ── The docker command ────────────────────────────────────────────────────────────────────────────
+
+
+def run_docker(image: str, *command: str, timeout_s: float, stdout: int = subprocess.PIPE) -> str:
+    """What a docker command about `image` prints. Raises DockerError."""
+    try:
+        done = subprocess.run(
+            ["docker", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except FileNotFoundError:
+        raise DockerError("no `docker` on PATH; install it, or use a server's base_url=") from None
+    except subprocess.TimeoutExpired:
+        raise DockerError(
+            f"`docker {command[0]}` did not end within {timeout_s:.0f} s; is the daemon or the "
+            "registry well? Else raise timeout_s= (pull_timeout_s= for a pull)"
+        ) from None
+    if done.returncode:
+        raise docker_error(done.stderr, image)
+    return f"{done.stdout}{done.stderr}"  # `docker logs` has the container's on both
+
+
+def docker_error(said: str, image: str, port: int | None = None) -> DockerError:
+    """What docker said, after what to do about it."""
+    lines = re.findall(r"(?m)^(?!WARNING|[0-9a-f]{64}$)(.*\S)", said) or ["nothing"]
+    known = [words for words in DOCKER_REMEDIES if re.search(words, lines[0], re.IGNORECASE)]
+    remedy = DOCKER_REMEDIES[known[0]]
+    remedy = remedy.format(image=image, port=port, registry=image.split("/")[0])
+    return DockerError(f"{remedy} (docker says: {lines[0][:400]})")
+
+
+# ── The keeper: whatever becomes of the client, its container goes ────────────────────────────────
+
+
+def keep(client: int, container: str, run: list, timeout_s: float) -> None:
+    """The program of a process beside the client, which owns a container from birth to death.
+
+    It runs `run`, reports, and waits. A line on its standard input, the input's end, or a new
+    parent (the client was killed, but a fork of it holds the pipe) all mean: remove the container.
+    Nobody else runs `docker run`, so the client may vanish at any moment, even halfway through it.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # the input decides, whoever else is told to stop
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+    def docker(command: list[str], seconds: float) -> str:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                errors="replace",
+                timeout=seconds,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return f"nothing for {seconds:.0f} s"
+        return done.stdout if done.returncode else ""
+
+    complaint = docker(run, timeout_s)
+    try:
+        os.write(1, complaint.encode() or b"started")
+        os.close(1)
+    except OSError:
+        pass  # the client is gone, as is noticed next
+
+    order = threading.Thread(target=sys.stdin.readline, daemon=True)
+    order.start()
+    while order.is_alive() and os.getppid() == client:
+        order.join(2.0)
+    # A daemon that is restarting refuses for a while.
+    for _ in range(30):
+        if not docker(["docker", "rm", "--force", "--volumes", container], 20.0):
+            os._exit(0)  # at once, because that thread may still wait for its line
+        time.sleep(0.5)
+    os._exit(1)
+
+
+# ── Leftovers: of clients that were killed together with their keepers ────────────────────────────
+
+
+def birth_of(pid: int) -> str:
+    """What tells a living process from others of its pid: its start and its pid namespace."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""  # there is none, or this is no Linux
+    started = stat.rpartition(")")[2].split()[19]
+    return f"{started} {namespace}"
+
+
+def remove_leftovers(timeout_s: float) -> None:
+    labels = f'{{{{.Label "{CLIENT_LABEL}"}}}} {{{{.Names}}}} {{{{.Label "{BIRTH_LABEL}"}}}}'
+    own_namespace = birth_of(os.getpid()).rpartition(" ")[2]
+    listing = run_docker(
+        *["", "ps", "--all", f"--filter=label={BIRTH_LABEL}", f"--format={labels}"],
+        timeout_s=timeout_s,
+    )
+    # Whether a process of another namespace lives cannot be seen from here.
+    pattern = rf"(?m)^(\d+) (\S+) (\d+ {re.escape(own_namespace)})$"
+    for pid, name, birth in re.findall(pattern, listing):
+        if birth != birth_of(int(pid)):
+            log.info("removing %s, whose client is dead", name)
+            with contextlib.suppress(DockerError):  # which is no reason not to start
+                run_docker("", "rm", "--force", "--volumes", name, timeout_s=timeout_s)
+
+
+# ── The Hub ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def space_slug(repo_id: str) -> str:
+    """Owner/My_Env, or a URL of it, as owner-my-env, after which its image and host are named."""
+    given = repo_id.strip()
+    host = re.fullmatch(r"https://([a-z0-9-]+)\.hf\.space(/.*)?", given.lower())
+    if host:
+        return host[1]
+    name = re.sub(r"https://huggingface\.co/spaces/([^/]+/[^/?#]+).*", r"\1", given)
+    if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", name):
+        raise InvalidRequest(f"repo_id: expected owner/name or a Space's URL, got {repo_id[:99]!r}")
+    return re.sub("[^a-z0-9]", "-", name.lower())
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 11. Sandbox: the server's side of the processes
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# The server never runs a candidate's code, reaps nobody but the zygote, and signals nobody: it asks
+# the zygote. Of a worker it believes nothing; of a judge, whose tests may be a client's, not much.
+
+COMMON_MODULES = (
+    "math cmath re collections itertools functools heapq bisect json random string datetime time"
+    " decimal fractions statistics typing dataclasses copy enum abc operator textwrap contextlib"
+    " calendar hashlib struct io array queue threading unicodedata"
+)
+WORKER_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # so that scores agree between servers
+    "MALLOC_ARENA_MAX": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME")  # what the interpreter may need to start
+# The zygote reads its program from its line to the server, so that `ps` does not show 40 KB of it.
+# Before the first import, because the hooks that threading and random register cost a third of a
+# fork, and neither is needed: one thread forks, and each child is seeded.
+ZYGOTE_BOOT = """
+import os
+os.register_at_fork = lambda **hooks: None
+import socket, sys
+sys.path[:] = filter(None, sys.path)
+line = socket.socket(fileno=0)
+exec(compile(line.recv(int(sys.argv[1]), socket.MSG_WAITALL), "<worker program>", "exec"))
+zygote_main()
+"""
+PATIENCE_S = 60.0  # with our own zygote: what is to be preloaded may import slowly
+UNREAD_BYTES = 2_097_152  # that a process may send and nobody has read; more ends its connection
+DYING_S = 0.2  # from the first sign that a process died until all signs must be here
+PIPE_READS = 20  # of 64 KiB: what a thread goes on printing meanwhile is not waited for
+IDLE_SAMPLES = 32  # idle processes that are looked at each time, in turn, beside all the busy ones
+BROKEN = (EOFError, OSError, ValueError, RecursionError, asyncio.TimeoutError)  # of receive()
+
+
+def worker_program() -> bytes:
+    """Chapter 12 with its imports, as the zygote runs it. From wherever this module came: a file, a
+    zip, or a file that a profiler runs as its own __main__."""
+    loader: Any = globals().get("__loader__")
+    text = (loader.get_data(__file__) if loader else Path(__file__).read_bytes()).decode()
+    chapter = text[text.index("\n# 12. ") + 1 : text.index("\n# 13. ")]
+    modules = ", ".join(PROGRAM_MODULES.split())
+    head = f"from __future__ import annotations\nimport {modules}\n{PROGRAM_IMPORTS}\n"
+    return (head + chapter).encode()
+
+
+class Capture:
+    """An output stream of a worker: its pipe is emptied at once, a head and a tail are kept."""
+
+    def __init__(self, fd: int, most: int) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.most = most  # bytes
+        self.data = b""
+        self.cut = 0
+        self.is_closed = False  # by the code, or by its death
+        self.loop = asyncio.get_running_loop()
+        self.loop.add_reader(fd, self.read)  # who writes to a full pipe would have to wait
+
+    def read(self) -> bool:
+        """Take up what is in the pipe; False where nothing was."""
+        try:
+            data = os.read(self.fd, 65_536)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.loop.remove_reader(self.fd)
+            self.is_closed = True
+        self.data += data
+        over = len(self.data) - self.most
+        if over > 0:
+            half = self.most // 2
+            self.data = self.data[:half] + self.data[-half:]
+            self.cut += over
+        return bool(data)
+
+    def take(self) -> str:
+        """All since the last call. Once a reply is here, so is what was printed before it."""
+        for _ in range(PIPE_READS):
+            if not self.read():
+                break
+        text = self.data
+        if self.cut:
+            half = self.most // 2
+            text = text[:half] + f"\n... {self.cut} bytes cut ...\n".encode() + text[half:]
+        self.data = b""
+        self.cut = 0
+        return text.decode(errors="replace")
+
+    def close(self) -> None:
+        self.loop.remove_reader(self.fd)
+        os.close(self.fd)
+
+
+class Outcome(NamedTuple):
+    """What came of running code in a worker."""
+
+    exit_code: int = 0
+    result: str | None = None
+    timed_out: bool = False
+    died: bool = False  # the process is gone, and its names with it
+    taken: bool = False  # by a SIGKILL that nobody of ours sent
+    refused: bool = False  # the sandbox refused something, says the worker
+    fault: str = ""  # what the task's setup raised
+    why: str = ""  # it died because of this
+
+
+TAKEN = Outcome(died=True, taken=True, why="it was killed")
+
+
+class Process:
+    """A process forked by the zygote, as the server holds it. All that it sends may be a lie."""
+
+    def __init__(self, zygote: ZygoteLink, key: str, sock: socket.socket) -> None:
+        self.zygote = zygote
+        self.key = key  # its name at the zygote, and its folder's
+        self.socket = sock
+        self.line: socket.socket | None = None  # of a worker: what its judge gets
+        self.streams: list[Capture] = []  # of a worker: stdout and stderr
+        self.why = ""  # why the server ended it
+        self.error = ""  # why it was not forked
+        self.is_gone = False  # no more can come from it
+        self.is_busy = False
+        self.mailbox = Mailbox(sock)
+        self.news: asyncio.Future[None] | None = None  # of who waits for a frame
+        self.sequence = 0  # of the last message
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = self.loop.create_future()  # its wait status
+        self.loop.add_reader(sock, self.read)
+
+    def read(self) -> None:
+        if not self.mailbox.fill() or len(self.mailbox.data) > UNREAD_BYTES:
+            self.leave()
+            self.zygote.command("end", self.key)  # so that it is reaped, whoever waits for it
+        self.wake()
+
+    def leave(self) -> None:
+        if not self.is_gone:
+            self.is_gone = True
+            self.loop.remove_reader(self.socket)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is of no use for another step: it died, or its output cannot be heard."""
+        return self.is_gone or any(stream.is_closed for stream in self.streams)
+
+    def wake(self) -> None:
+        if self.news and not self.news.done():
+            self.news.set_result(None)
+
+    async def ask(self, message: dict, *fds: int) -> dict:
+        """Send a frame, a short one if with descriptors, and return the next that comes. Raises one
+        of BROKEN when the process is gone or talks nonsense."""
+        with contextlib.suppress(OSError):  # then it is gone, which shows below
+            if fds:
+                socket.send_fds(self.socket, [frame(message)], fds)
+            else:
+                await self.loop.sock_sendall(self.socket, frame(message))
+        reply = self.mailbox.take()
+        while reply is None:
+            if self.is_gone or self.mailbox.size > UNREAD_BYTES:
+                raise EOFError("the process is gone, or announces too long a frame")
+            self.news = self.loop.create_future()
+            await self.news
+            reply = self.mailbox.take()
+        if not isinstance(reply, dict):
+            raise ValueError("a frame that is no object")
+        return reply
+
+    def interrupt(self) -> None:
+        self.zygote.command("signal", self.key, number=int(signal.SIGINT))
+
+    def kill(self, why: str = "") -> None:
+        """End it now; who waits for a frame of it gets an EOFError."""
+        self.why = self.why or why
+        self.zygote.command("end", self.key)
+        self.leave()
+        self.wake()
+
+    async def was_taken(self) -> bool:
+        """End it, unless it has ended; whether it died of a SIGKILL that nobody of ours sent."""
+        await asyncio.wait([self.ended], timeout=DYING_S)
+        was_ended = bool(self.why) or not self.ended.done()
+        self.zygote.command("end", self.key)
+        await asyncio.wait([self.ended], timeout=PATIENCE_S)
+        return self.status == -SIGKILL and not was_ended
+
+    @property
+    def status(self) -> int:
+        """How it ended: an exit code, or a signal's number below zero."""
+        return os.waitstatus_to_exitcode(self.ended.result() if self.ended.done() else SIGKILL)
+
+    def close(self) -> None:
+        """Kill it and give back what it holds."""
+        self.kill()
+        self.socket.close()
+        for stream in self.streams:
+            stream.close()
+        self.streams.clear()
+        if self.line:
+            self.line.close()
+
+    def take_output(self) -> list[str]:
+        return [stream.take() for stream in self.streams]
+
+    async def run(self, seconds: float, **message: Any) -> Outcome:
+        """Have a worker carry out a message (see Worker) for at most `seconds` and a grace: first
+        it is interrupted, then killed."""
+        end = self.loop.time() + seconds
+        grace_end = end + self.zygote.limits.grace_s
+        timers = [
+            self.loop.call_at(end, self.interrupt),
+            self.loop.call_at(grace_end, self.kill, "it did not stop in time"),
+        ]
+        self.sequence += 1
+        self.is_busy = True
+        outcome = None
+        try:
+            outcome = self.check(await self.ask({"seq": self.sequence, **message}))
+        except BROKEN:
+            pass  # it died, or lies
+        except asyncio.CancelledError:
+            self.kill("its client went away during a step")
+            raise
+        finally:
+            self.is_busy = False
+            for timer in timers:
+                timer.cancel()
+        timed_out = self.loop.time() >= end
+        outcome = outcome or await self.autopsy()
+        return outcome._replace(timed_out=True, exit_code=124) if timed_out else outcome
+
+    def check(self, reply: dict) -> Outcome:
+        """A worker's reply. Raises ValueError when our program would not have said that."""
+        exit_code = reply.get("exit_code")
+        result = reply.get("result")
+        if reply.get("seq") != self.sequence or type(exit_code) is not int:
+            raise ValueError("forged: a reply to nothing")
+        if not isinstance(result, str | None):
+            raise ValueError("forged: neither text nor null")
+        result = result and result[: self.zygote.limits.result_chars + 100]
+        fault = str(reply.get("fault") or "")[:100]
+        return Outcome(exit_code & 0xFF, result, refused=bool(reply.get("refused")), fault=fault)
+
+    async def autopsy(self) -> Outcome:
+        taken = await self.was_taken()
+        if self.error:
+            raise FactoryError(f"no interpreter could be started: {self.error}")
+        status = self.status
+        exit_code = status if status >= 0 else 128 - status
+        return Outcome(exit_code, died=True, taken=taken, why=self.why or "it died")
+
+
+class Verdict(NamedTuple):
+    """What a judge found, after the server has checked its words: the tests may be a client's."""
+
+    passed: int = 0
+    solved: bool = False
+    late: bool = False  # the time was up before the end
+    error: str = ""  # the built-in type of the first exception
+    fault: str = ""  # what is wrong with the task itself
+    broken: bool = False  # the line to the worker broke
+    sentence: str = ""  # for the feedback, where it is another than describe() would say
+
+    @classmethod
+    def check(cls, report: dict) -> Verdict:
+        passed = report.get("passed")
+        error = str(report.get("error"))
+        return cls(
+            passed=passed if type(passed) is int else 0,
+            solved=report.get("solved") is True,
+            late=report.get("late") is True,
+            error=error if isinstance(getattr(builtins, error, None), type) else "",
+            fault=str(report.get("fault") or "")[:300],
+            broken=bool(report.get("broken")),
+        )
+
+    def count(self, total: int) -> int:
+        """How many of so many tests passed; all of them only if the judge says so."""
+        return total if self.solved else max(0, min(self.passed, total - 1))
+
+    def describe(self, total: int) -> str:
+        reason = f"; the first that failed raised {self.error}" if self.error else ""
+        if self.late:
+            reason = "; the time was up before the rest"
+        return self.sentence or f"{self.count(total)} of {total} tests passed{reason}."
+
+
+class SessionJudge:
+    """The judge of a session: one process, over its steps and episodes, which has the tests of the
+    last task; another takes its place when it died or is not fit to grade again."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.process: Process | None = None
+        self.task: Task | None = None  # what it was given
+        self.preparing: asyncio.Task[dict] | None = None
+
+    def begin(self, task: Task) -> asyncio.Task[dict]:
+        """Give it the task, unless it has that already."""
+        if self.process and not self.process.is_gone and self.task == task and self.preparing:
+            return self.preparing
+        if not self.process or self.process.is_gone:
+            self.close()
+            self.process = self.sandbox.spawn("judge", 0)
+        self.task = task
+        facts = task.facts._asdict() if task.facts else None
+        question = self.process.ask({"task": task.sources(), "facts": facts})
+        self.preparing = asyncio.create_task(question)
+        return self.preparing
+
+    async def prepare(self, task: Task) -> Facts:
+        """Have a task's tests read. Raises InvalidRequest when they can measure nothing, and
+        FactoryError when there is no judge."""
+        late = "reading the tests took too long"
+        for _ in range(ATTEMPTS):
+            await self.sandbox.start()
+            preparing = self.begin(task)
+            process = self.process
+            assert process
+            timer = process.loop.call_later(self.sandbox.limits.step_s, process.kill, late)
+            try:
+                reply = await preparing
+            except BROKEN:
+                self.close()
+                reply = {"bad": process.why or "the judge died"}
+            finally:
+                timer.cancel()
+            if "facts" in reply:
+                return Facts(**reply["facts"])
+            if process.why or self.process:  # else it was killed from outside
+                break
+        raise InvalidRequest(str(reply["bad"])[:1_000])
+
+    async def grade(self, worker: Process, task: Task, seconds: float, seed: int) -> Verdict:
+        """Run the task's tests against a worker, for at most so many seconds. Raises one of BROKEN
+        when the judge died by itself."""
+        await self.sandbox.start()
+        preparing = self.begin(task)
+        process = self.process
+        assert process and worker.line
+        late = "the tests did not stop in time"
+        # The judge keeps the time itself, and may give as much again to what the line took.
+        timer = process.loop.call_later(2 * seconds + 1.0, process.kill, late)
+        try:
+            reply = await preparing
+            if "bad" in reply:
+                return Verdict(fault=str(reply["bad"])[:1_000])
+            message = {"seconds": seconds, "seed": seed}
+            report = await process.ask(message, worker.line.fileno())
+            if "died" in report:
+                raise EOFError(f"its fork ended with {report['died']}")
+        except BROKEN:
+            self.close()
+            if process.why == late:
+                return Verdict(late=True)
+            raise
+        finally:
+            timer.cancel()
+        if report.get("fit") is not True:
+            self.close()
+        return Verdict.check(report)
+
+    def close(self) -> None:
+        if self.preparing:
+            self.preparing.cancel()
+        if self.process:
+            self.process.close()
+        self.process = None
+        self.preparing = None
+
+
+async def judge_inside(worker: Process, task: Task, seconds: float) -> Verdict:
+    """Have the worker run the tests itself, and believe it. Its death is the code's."""
+    assert task.facts
+    timer = worker.loop.call_later(seconds + 1.0, worker.kill, "the tests did not stop in time")
+    try:
+        facts = task.facts._asdict()
+        message = {"task": task.sources(), "facts": facts, "seconds": seconds}
+        report = await worker.ask(message)
+    except BROKEN:
+        return Verdict(broken=True)
+    finally:
+        timer.cancel()
+    return Verdict.check(report)
+
+
+class ZygoteLink:
+    """A running zygote, as the server holds it: commands go out, and the ends of processes come in.
+
+    It runs no candidate code, so what it says is true. When it dies, so do its children."""
+
+    def __init__(self, limits: Limits, base: str) -> None:
+        self.limits = limits
+        self.base = base
+        self.processes: dict[str, Process] = {}  # that are not reaped, by key
+        self.isolation: dict = {}
+        self.is_gone = False
+        self.control, self.far_end = socket.socketpair()
+        self.control.setblocking(False)
+        self.mailbox = Mailbox(self.control)
+        self.queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+        self.loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = self.loop.create_future()
+        self.pids: asyncio.Future[dict[str, int]] | None = None
+
+    async def start(self, config: dict, program: bytes) -> None:
+        """Raises FactoryError when it does not start."""
+        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        with self.far_end:
+            self.child = subprocess.Popen(
+                [sys.executable, "-s", "-c", ZYGOTE_BOOT, str(len(program))],
+                stdin=self.far_end.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=WORKER_ENVIRONMENT | kept,
+                cwd="/",
+                start_new_session=True,
+            )
+        self.loop.add_reader(self.control, self.read)
+        with contextlib.suppress(OSError):
+            await self.loop.sock_sendall(self.control, program + frame(config))
+        try:
+            await asyncio.wait_for(asyncio.shield(self.ready), PATIENCE_S)
+        except (EOFError, asyncio.TimeoutError):
+            self.leave()
+            code = self.child.wait()
+            raise FactoryError(
+                f"the zygote, which forks interpreters, did not start (exit code {code}); what it"
+                " said is in the server's standard error"
+            ) from None
+        except BaseException:
+            self.leave()
+            raise
+
+    def read(self) -> None:
+        is_alive = self.mailbox.fill()
+        message = self.mailbox.take()
+        while message is not None:
+            self.hear(message)
+            message = self.mailbox.take()
+        if not is_alive:
+            self.leave()
+
+    def is_alive(self) -> bool:
+        """Its death may be here and not yet be noticed: as the end of its line, or, where a child
+        that dies with it holds that a little longer, as its exit."""
+        if not self.is_gone and select.select([self.control], [], [], 0)[0]:
+            self.read()
+        if not self.is_gone and self.child.poll() is not None:
+            self.leave()
+        return not self.is_gone
+
+    def hear(self, message: dict) -> None:
+        if "isolation" in message:
+            isolation = message["isolation"]
+            self.isolation = {**isolation, "full": all(isolation.values())}
+            if message["version"] != sys.version:
+                log.warning("workers run another Python than the server: %s", message["version"])
+            self.ready.set_result(None)
+        elif "pids" in message:
+            if self.pids and not self.pids.done():
+                self.pids.set_result(message["pids"])
+        else:
+            process = self.processes.pop(message["id"], None)
+            if process:
+                process.error = message.get("error", "")
+                process.ended.set_result(message.get("status", SIGKILL))
+                process.leave()
+                process.wake()
+
+    def leave(self) -> None:
+        """It died, or shall: its children die with it, by their death signal."""
+        if self.is_gone:
+            return
+        self.is_gone = True
+        self.loop.remove_reader(self.control)
+        self.loop.remove_writer(self.control)
+        self.control.close()
+        self.child.kill()
+        if not self.ready.done():
+            self.ready.set_exception(EOFError())
+        if self.pids and not self.pids.done():
+            self.pids.set_result({})
+        while self.processes:
+            _, process = self.processes.popitem()
+            process.ended.set_result(SIGKILL)
+            process.leave()
+            process.wake()
+
+    def command(self, op: str, key: str, fds: Sequence[int] = (), **more: Any) -> None:
+        """Tell the zygote what to do. It may be behind with that, but only while it forks."""
+        if self.is_gone or (op != "pids_of" and key not in self.processes):
+            return
+        self.queue.append(
+            (frame({"op": op, "id": key, "fds": len(fds), **more}), [*map(os.dup, fds)])
+        )
+        self.send_queue()
+
+    def send_queue(self) -> None:
+        while self.queue:
+            message, fds = self.queue[0]
+            try:
+                socket.send_fds(self.control, [message], fds)  # so short that it goes whole or not
+            except BlockingIOError:
+                self.loop.add_writer(self.control, self.send_queue)
+                return
+            except OSError:
+                pass  # it died; read() will notice
+            self.queue.popleft()
+            for fd in fds:
+                os.close(fd)
+        self.loop.remove_writer(self.control)
+
+    def spawn(self, role: str, seed: int) -> Process:
+        """Raises OSError where there are no descriptors; what else fails is told by the process."""
+        key = secrets.token_hex(16)  # stat() works anywhere: names must not be guessed
+        with contextlib.ExitStack() as far_ends:
+            ours, theirs = socket.socketpair()
+            far_ends.enter_context(theirs)
+            ours.setblocking(False)
+            process = Process(self, key, ours)
+            given = [theirs.fileno()]
+            try:
+                if role == "worker":
+                    process.line, line = socket.socketpair()
+                    far_ends.enter_context(line)
+                    given.append(line.fileno())
+                    for _ in range(2):
+                        read, write = os.pipe()
+                        far_ends.callback(os.close, write)
+                        given.append(write)
+                        process.streams.append(Capture(read, self.limits.output_bytes))
+                self.processes[key] = process
+                self.command("spawn", key, given, role=role, seed=seed)
+            except OSError:
+                process.close()
+                raise
+        return process
+
+    async def ask_pids(self, processes: list[Process]) -> dict[str, int]:
+        """By key; 0 for one that has ended."""
+        if self.is_gone:
+            return {}
+        self.pids = self.loop.create_future()
+        self.command("pids_of", "", ids=[process.key for process in processes])
+        return await self.pids
+
+    async def close(self) -> None:
+        """End it with all of its children, and wait until their folders are cleared."""
+        if not self.is_gone:
+            self.control.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + 2.0
+        while self.child.poll() is None and time.monotonic() < end:
+            await asyncio.sleep(0.005)
+        self.leave()
+        self.child.wait()
+
+
+class Sandbox:
+    """Where workers and judges come from. One a server; it lives in one event loop.
+
+    limits: what bounds them. preload: more modules to import before the forks. hidden: paths that
+    no worker may read. isolation: what was truly reached on this machine, found out at start().
+    """
+
+    def __init__(
+        self, limits: Limits = LIMITS, preload: Sequence[str] = (), hidden: Sequence[str] = ()
+    ) -> None:
+        self.limits = limits
+        self.preload = preload
+        self.hidden = hidden
+        self.program = worker_program()  # read once: what becomes of the file does not matter
+        self.base = ""
+        self.zygote: ZygoteLink | None = None
+        self.starting = asyncio.Lock()
+        self.sampler: asyncio.Task[None] | None = None
+        self.counters = {"steps": 0, "gradings": 0, "worker_deaths": 0}
+
+    @property
+    def isolation(self) -> dict:
+        return self.zygote.isolation if self.zygote else {}
+
+    async def start(self) -> ZygoteLink:
+        """The running zygote; starts one where there is none, or where it died. Raises FactoryError
+        when that fails."""
+        if self.zygote and self.zygote.is_alive():
+            return self.zygote
+        async with self.starting:
+            if self.zygote and self.zygote.is_alive():
+                return self.zygote
+            if sys.platform != "linux":
+                raise FactoryError("interpreters need Linux; use PythonEnv(base_url=...) elsewhere")
+            if self.zygote:
+                log.warning("the zygote died; starting another")
+                self.zygote.child.wait()
+                self.reap_orphans()
+            if not os.path.isdir(self.base):
+                self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
+            zygote = ZygoteLink(self.limits, self.base)
+            await zygote.start(self.zygote_config(), self.program)
+            self.zygote = zygote
+            if not self.sampler:
+                self.sampler = asyncio.create_task(self.sample_for_ever())
+            return zygote
+
+    def zygote_config(self) -> dict:
+        own = Path(os.path.realpath(__file__))
+        hidden = [own, *own.parent.glob(f"__pycache__/{own.stem}.*"), *self.hidden]
+        installed = own.parent.name in ("site-packages", "dist-packages")
+        limits = self.limits
+        rlimits = {
+            "AS": limits.memory_mb << 20,
+            "FSIZE": limits.file_bytes,
+            "NOFILE": limits.open_files,
+            "NPROC": most_processes(),
+            "CPU": limits.cpu_s,
+        }
+        return {
+            "preload": [*COMMON_MODULES.split(), *self.preload],
+            "base": self.base,
+            # Where the module stands in a folder of its user's, that is nothing to read or import.
+            "off_path": [] if installed else [str(own.parent)],
+            "hidden": [os.path.realpath(str(path)) for path in hidden],
+            "limits": {"result_chars": limits.result_chars, "rlimits": rlimits},
+        }
+
+    def reap_orphans(self) -> None:
+        """As a container's first process we inherit the children of a zygote that died."""
+        if os.getpid() != 1:
+            return
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None or self.zygote and ended.si_pid == self.zygote.child.pid:
+                    return
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+    def spawn(self, role: str, seed: int) -> Process:
+        """Fork a "worker" or a "judge". Raises FactoryError when it cannot be had: no zygote (call
+        start()), no descriptors. That the fork itself failed is told by the process's first run."""
+        if not self.zygote or self.zygote.is_gone:
+            raise FactoryError("no interpreter could be started: the zygote died")
+        try:
+            return self.zygote.spawn(role, seed)
+        except OSError as error:
+            raise FactoryError(f"no interpreter could be started: {error}") from None
+
+    async def sample_for_ever(self) -> None:
+        """End what grew too many threads (root has no RLIMIT_NPROC) or files: all the busy ones,
+        and a few of the idle ones in turn, since they may have left threads running."""
+        turn = 0
+        while True:
+            await asyncio.sleep(self.limits.sample_s)
+            try:
+                zygote = await self.start()
+            except FactoryError as error:
+                log.error("%s", error)
+                continue
+            self.reap_orphans()
+            processes = [*zygote.processes.values()]
+            idle = [process for process in processes if not process.is_busy]
+            turn = (turn + IDLE_SAMPLES) % max(1, len(idle))
+            looked_at = [process for process in processes if process.is_busy]
+            looked_at += (idle + idle)[turn : turn + min(IDLE_SAMPLES, len(idle))]
+            pids = await zygote.ask_pids(looked_at)
+            for process in looked_at:
+                if pids.get(process.key):
+                    why = await asyncio.to_thread(
+                        find_excess, pids[process.key], f"{self.base}/{process.key}", self.limits
+                    )
+                    if why:
+                        process.kill(why)
+
+    async def close(self) -> None:
+        """End every process and clear every folder."""
+        if self.sampler:
+            self.sampler.cancel()
+        if self.zygote:
+            with contextlib.suppress(FactoryError):
+                await self.start()  # which clears up after one that died
+            await self.zygote.close()
+            self.reap_orphans()
+        if self.base:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.base)
+
+
+def most_processes() -> int:
+    """For RLIMIT_NPROC, which counts threads: an eighth of what the container may have."""
+    for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
+        with contextlib.suppress(OSError, ValueError):
+            return max(16, int(Path(path).read_text()) // 8)
+    return 4_096
+
+
+def find_excess(pid: int, folder: str, limits: Limits) -> str:
+    """Why this worker must be ended, or "". It is looked at without following a link and without
+    changing anything: its owner is at work there, and may swap one thing for another."""
+    try:
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+        if threads > limits.threads:
+            return f"it had more than {limits.threads} threads"
+        if folder_is_over(folder, limits) or unnamed_bytes(pid) > limits.folder_bytes:
+            return "its files grew over the limit"
+    except OSError:
+        pass  # it has just ended
+    return ""
+
+
+def folder_is_over(folder: str, limits: Limits) -> bool:
+    count = 0
+    size = 0
+    pending = [folder]
+    for path in pending:  # the list grows as we go
+        try:
+            entries = [*os.scandir(path)]
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return True  # nobody needs that deep a tree
+            continue
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                count += 1
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+        if count > limits.folder_entries or size > limits.folder_bytes:
+            return True
+    return False
+
+
+def unnamed_bytes(pid: int) -> int:
+    """Of the files that it holds open, and that have no name any more."""
+    sizes = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            facts = os.stat(f"/proc/{pid}/fd/{name}")
+            if stat.S_ISREG(facts.st_mode) and not facts.st_nlink:
+                sizes[facts.st_ino] = facts.st_blocks * 512
+    return sum(sizes.values())
+
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 12. Worker program: isolation · wire · tests · interpreter · judge · zygote
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# The program of every other process, and all of ours that those ever hold: the text from this
+# banner to the next one, below imports of PROGRAM_MODULES. So it uses no other chapter's names.
+
+PROGRAM_MODULES = (
+    "abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes dataclasses"
+    " datetime decimal errno fractions functools gc importlib inspect io itertools json linecache"
+    " math numbers operator os pathlib random re select signal socket struct symtable sys threading"
+    " time traceback types typing uuid warnings zoneinfo"
+)
+PROGRAM_IMPORTS = """\
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+"""
+
+# ── Isolation: the system calls ───────────────────────────────────────────────────────────────────
+# A process of ours meets two filters: the zygote installs one for itself and all its children,
+# which has every call that any of them needs; a child adds a short one of its own, that takes back
+# what only others need. Both are made of these tables, which give a call's name and its numbers on
+# x86_64 and aarch64 ("-": not there). ALLOW runs, IGNORE answers 0 and does nothing, all others get
+# EPERM, or ENOSYS where libc has an older way. Conditions compare an argument's low half, all the
+# kernel takes of an int; pointers have a .high as well.
+
 SYSTEM_CALLS = """
 ALLOW what is open: our own socket, pipes, and files that Landlock let it open
   read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, lseek 8 62,
@@ -496,14 +4567,17 @@ ALLOW what is open: our own socket, pipes, and files that Landlock let it open
   close 3 57, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -, pipe2 293 59, recvfrom 45 207,
   sendto 44 206, shutdown 48 210, getsockname 51 204, poll 7 -, ppoll 271 73, select 23 -,
   pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22
+ALLOW a pair of sockets, each the other's only peer, which asyncio wakes itself up by
+  socketpair 53 199 | arg0: UNIX=1 | arg1 & 0xf: STREAM=1
 ALLOW names and directories: Landlock guards what lists or changes them (a mere stat it does not)
   stat 4 -, fstat 5 80, lstat 6 -, newfstatat 262 79, statx 332 291, access 21 -, faccessat 269 48,
   faccessat2 439 439, readlink 89 -, readlinkat 267 78, getdents64 217 61, getcwd 79 17,
   chdir 80 49, fchdir 81 50, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35,
   rename 82 -, renameat 264 38, link 86 -, linkat 265 37, symlink 88 -, symlinkat 266 36
-ALLOW opening, but not O_TRUNC without writing, nor mode 3: before ABI 3 Landlock sees neither
-  open 2 - | arg1 & 0x203: RDONLY=0 WRONLY=1 RDWR=2 WRONLY+TRUNC=0x201 RDWR+TRUNC=0x202,
-  openat 257 56 | arg2 & 0x203: RDONLY=0 WRONLY=1 RDWR=2 WRONLY+TRUNC=0x201 RDWR+TRUNC=0x202
+ALLOW opening, but no O_TRUNC without writing, no mode 3 (before ABI 3 Landlock sees neither), and
+no O_TMPFILE (0x400000), whose files have no name to be found and measured by
+  open 2 - | arg1 & 0x400203: RDONLY=0 WRONLY=1 RDWR=2 WRONLY+TRUNC=0x201 RDWR+TRUNC=0x202,
+  openat 257 56 | arg2 & 0x400203: RDONLY=0 WRONLY=1 RDWR=2 WRONLY+TRUNC=0x201 RDWR+TRUNC=0x202
 IGNORE modes, times, locks (a channel): Landlock guards none of them; shutil, SQLite need a yes
   chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utimensat 280 88, listxattr 194 11,
   llistxattr 195 12, flock 73 32, fcntl 72 25 | arg1: SETLK=6 SETLKW=7 OFD_SETLK=37 OFD_SETLKW=38
@@ -512,9 +4586,10 @@ ALLOW by command: F_SETOWN, F_SETSIG, FIOSETOWN send signals; TIOCSTI types; SO_
   ioctl 16 29 | arg1: TCGETS=0x5401 FIONREAD=0x541b FIONBIO=0x5421 FIONCLEX=0x5450 FIOCLEX=0x5451,
   getsockopt 55 209 | arg1: SOL_SOCKET=1 | arg2: SO_TYPE=3 SO_ERROR=4 SO_PROTOCOL=38 SO_DOMAIN=39,
   prctl 157 167 | arg0: SET_NAME=15 GET_NAME=16 GET_NO_NEW_PRIVS=39 SET_VMA=0x53564d41
-ALLOW memory and threads; not shared mappings (1: no limit holds them), processes and namespaces
+ALLOW memory and threads; not shared mappings (1: no limit holds them), processes, namespaces, nor
+threads with a table of descriptors of their own (0x400), each with as many open files
   brk 12 214, munmap 11 215, mremap 25 216, mprotect 10 226, madvise 28 233, futex 202 98,
-  mmap 9 222 | arg3 & 1: PRIVATE=0, clone 56 220 | arg0 & 0x7e030000: CLONE_THREAD=0x10000,
+  mmap 9 222 | arg3 & 1: PRIVATE=0, clone 56 220 | arg0 & 0x7e030400: THREAD+FILES=0x10400,
   set_robust_list 273 99, rseq 334 293, set_tid_address 218 96, sched_yield 24 124,
   sched_getaffinity 204 123, exit 60 93, exit_group 231 94
 ALLOW signals to itself, which abort() and faulthandler send; to others, never
@@ -528,1857 +4603,2296 @@ ALLOW clocks, timers and questions about itself; limits are read (no pointer to 
   getegid 108 177, uname 63 160, getrandom 318 278, getrusage 98 165, getrlimit 97 163,
   umask 95 166, wait4 61 260, prlimit64 302 261 | arg0: SELF=0 | arg2: NULL=0 | arg2.high: NULL=0
 """
+JUDGE_CALLS = """
+ALLOW what a judge may besides: take a worker's line, and fork, with the death signal set again. It
+runs only tests that leave nothing behind; its forks, which run the others, take this back
+  recvmsg 47 212, kill 62 129, tkill 200 130, tgkill 234 131,
+  clone 56 220 | arg0 & 0x7e030000: FORK=0,
+  prctl 157 167 | arg0: PDEATHSIG=1 SECCOMP=22
+"""
+SWEEPER_CALLS = """
+ALLOW what a sweeper may besides: enter what a dead worker has locked
+  chmod 90 -, fchmodat 268 53
+"""
+# The zygote forks, signals and waits, and locks its children down. Every call that a filter of a
+# child conditions on its own pid stands here, too, for the zygote cannot know that pid.
+ZYGOTE_CALLS = """
+ALLOW
+  recvmsg 47 212, clone 56 220, kill 62 129, tkill 200 130, tgkill 234 131, chmod 90 -,
+  fchmodat 268 53, prctl 157 167, setpriority 141 140, prlimit64 302 261, close_range 436 436,
+  landlock_create_ruleset 444 444, landlock_add_rule 445 445, landlock_restrict_self 446 446
+"""
 MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # the table's column, AUDIT_ARCH
 NEWEST_CALL = 470  # of Linux 6.19; a later one answers ENOSYS, so that libc falls back to an older
-LOAD, AND, JUMP, IF_EQUAL, IF_NOT_BELOW, IF_BITS, RETURN = 0x20, 0x54, 0x05, 0x15, 0x35, 0x45, 0x06
-KILL, FAIL = 0x80000000, 0x50000  # SECCOMP_RET_KILL_PROCESS; SECCOMP_RET_ERRNO, to add the errno to
-ANSWERS = {"ALLOW": 0x7FFF0000, "IGNORE": FAIL}
-PID = int.from_bytes(b"<pid", "little")  # stands in for it, until a worker knows its own
+PID = int.from_bytes(b"<pid", "little")  # stands for a process's own pid, until that is known
 
-def build_filter(machine: str) -> list:
-    """The seccomp program as (code, distance if true, distance if false, operand). It asks for one
-    call after another: the kernel remembers which are always allowed, and runs it for no such."""
-    column, architecture = MACHINES[machine]
-    program = [(LOAD, 0, 0, 4), (IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL),  # int 0x80
-               (LOAD, 0, 0, 0), (IF_BITS, 0, 1, 0x40000000), (RETURN, 0, 0, KILL),  # x32
-               (IF_EQUAL, 1, 0, 435), (IF_NOT_BELOW, 0, 1, NEWEST_CALL + 1),  # clone3 hides flags
-               (RETURN, 0, 0, FAIL + errno.ENOSYS)]
-    for answer, lines in re.findall(r"^([A-Z]+).*\n((?: .*\n)+)", SYSTEM_CALLS, re.M):
-        for line in " ".join(lines.split()).split(", "):
-            call, *conditions = line.split(" | ")
-            code, number = [(RETURN, 0, 0, ANSWERS[answer])], call.split()[column]
-            for condition in reversed(conditions):  # each jumps behind the code where it fails
-                argument, high, mask, values = re.fullmatch(
-                    r"arg(\d)(\.high)?(?: & (\w+))?: (.+)", condition).groups()
-                wanted = [int(v.split("=")[1], 0) if v != "PID" else PID for v in values.split()]
-                code = [(LOAD, 0, 0, 16 + 8 * int(argument) + 4 * bool(high)),  # in seccomp_data
-                        (AND, 0, 0, int(mask or "0xffffffff", 0)),
-                        *((IF_EQUAL, len(wanted) - i, 0, value) for i, value in enumerate(wanted)),
-                        (JUMP, 0, 0, len(code)), *code]
+# Of the kernel's BPF machine (linux/bpf_common.h): what it can do, and what a filter may answer.
+LOAD = 0x20
+AND = 0x54
+JUMP = 0x05
+IF_EQUAL = 0x15
+IF_NOT_BELOW = 0x35
+IF_BITS = 0x45
+RETURN = 0x06
+KILL = 0x80000000  # SECCOMP_RET_KILL_PROCESS
+REFUSE = 0x50000  # SECCOMP_RET_ERRNO, to add the errno to
+ANSWERS = {"ALLOW": 0x7FFF0000, "IGNORE": REFUSE}
+
+
+class Instruction(NamedTuple):
+    """One instruction of a filter. The jumps are distances: how many instructions to pass over."""
+
+    code: int
+    if_true: int
+    if_false: int
+    operand: int
+
+
+class Condition(NamedTuple):
+    """A call's argument (0 to 5; `high`: its upper half) must, masked, be one of the values."""
+
+    argument: int
+    high: bool
+    mask: int
+    values: list[int]
+
+
+class Rule(NamedTuple):
+    """A call that gets this answer where all conditions hold."""
+
+    number: int
+    answer: int
+    conditions: list[Condition]
+
+
+def parse_condition(text: str) -> Condition:
+    pattern = r"arg(\d)(\.high)?(?: & (\w+))?: (.+)"
+    match = re.fullmatch(pattern, text)
+    assert match, text
+    argument, high, mask, values = match.groups()
+    wanted = [PID if value == "PID" else int(value.split("=")[1], 0) for value in values.split()]
+    return Condition(int(argument), bool(high), int(mask or "0xffffffff", 0), wanted)
+
+
+def parse_rules(machine: str, table: str) -> list[Rule]:
+    """The rules of one of the tables above, without the calls that this machine does not have."""
+    column, _ = MACHINES[machine]
+    rules = []
+    for answer, lines in re.findall(r"^([A-Z]+)[^\n]*\n(?:\w[^\n]*\n)*((?:  .*\n)+)", table, re.M):
+        for entry in " ".join(lines.split()).split(", "):
+            call, *conditions = entry.split(" | ")
+            number = call.split()[column]
             if number != "-":
-                program += [(LOAD, 0, 0, 0), (IF_EQUAL, 0, len(code), int(number)), *code]
-    return [*program, (RETURN, 0, 0, FAIL + errno.EPERM)]
+                parsed = [parse_condition(condition) for condition in conditions]
+                rules.append(Rule(int(number), ANSWERS[answer], parsed))
+    return rules
 
-LINUX, LIBC = sys.platform == "linux", ctypes.CDLL(None, use_errno=True)
-if LINUX:
-    LIBC.syscall.argtypes = LIBC.prctl.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4
-LANDLOCK_ABI = max(0, LIBC.syscall(444, 0, 0, 1, 0)) if LINUX else 0
-# PR_GET_SECCOMP fails where there is none; a 32-bit interpreter has other numbers.
-SECCOMP = LINUX and LIBC.prctl(21, 0, None, 0, 0) >= 0 and sys.maxsize > 2**32
-PROGRAM = build_filter(os.uname().machine) if SECCOMP and os.uname().machine in MACHINES else []
-FILTER = b"".join(itertools.starmap(struct.Struct("HBBI").pack, PROGRAM))
-WRITE_FILE, READ_FILE, READ_DIR = 2, 4, 8  # of Landlock's rights, of which an ABI knows the first:
-KNOWN_RIGHTS = (1 << (0, 13, 14, 15, 15, 16)[min(LANDLOCK_ABI, 5)]) - 1
-# These, REMOVE_DIR and _FILE, MAKE_DIR, _REG and _SYM, REFER, TRUNCATE; no EXECUTE, no devices
-OWN_DIRECTORY = sum(1 << bit for bit in (1, 2, 3, 4, 5, 7, 8, 12, 13, 14))
 
-def open_readable(hidden: list[str]) -> list[tuple[int, int]]:
-    """O_PATH descriptors of what a worker may read, with their Landlock rights: all but `hidden`.
-    Rules only add, so a folder above something hidden is but listed, and its entries go singly."""
-    paths = [*filter(os.path.isabs, sys.path), sys.base_prefix + "/lib", *"""/lib /lib64 /usr/lib
-        /usr/lib64 /usr/local/lib /etc/ld.so.cache /usr/share/zoneinfo /etc/localtime /dev/null
-        /dev/zero /dev/random /dev/urandom""".split()]
-    paths = [*map(os.path.realpath, paths)] if LANDLOCK_ABI else []
-    hidden, granted = [os.path.realpath(path) + "/" for path in hidden], {}
-    for path in paths:  # the list grows as we go; a link's target must be granted for its own sake
-        inside = any(f"{path}/".startswith(place) for place in hidden)
-        if inside or path in granted or os.path.islink(path) or not os.path.exists(path): continue
-        rights = READ_FILE | WRITE_FILE * (path == "/dev/null")
-        if os.path.isdir(path):
-            above = any(place.startswith(f"{path}/") for place in hidden)
-            paths += [os.path.join(path, name) for name in os.listdir(path)] if above else []
-            rights = READ_DIR if above else READ_DIR | READ_FILE
-        granted[path] = os.open(path, os.O_PATH | os.O_NOFOLLOW), rights
-    return [*granted.values()]
+def assemble_condition(condition: Condition, distance: int) -> list[Instruction]:
+    """Go on where it holds, and pass over `distance` instructions where it does not."""
+    offset = 16 + 8 * condition.argument + 4 * condition.high  # in the kernel's struct seccomp_data
+    count = len(condition.values)
+    comparisons = [
+        Instruction(IF_EQUAL, count - place, 0, value)
+        for place, value in enumerate(condition.values)
+    ]
+    return [
+        Instruction(LOAD, 0, 0, offset),
+        Instruction(AND, 0, 0, condition.mask),
+        *comparisons,
+        Instruction(JUMP, 0, 0, distance),
+    ]
 
-def lock_down(readable: list, directory: "str | None", limits: dict, filtered: bool = True) -> None:
-    """Give up all but reading `readable` (closed here), writing in `directory`, and `limits`, which
-    go by the names of resource.RLIMIT_*. In a fresh child with one thread. What the machine lacks
-    is left out (probe() tells what); what it has and fails raises OSError."""
-    def check(result: int) -> int:
-        if result >= 0: return result
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    os.nice(5)
-    if LINUX:
+
+def assemble(rules: list[Rule]) -> list[Instruction]:
+    """Ask for one call after another. The kernel remembers which calls are always allowed, and does
+    not run the filter for those."""
+    program = []
+    for rule in rules:
+        code = [Instruction(RETURN, 0, 0, rule.answer)]
+        for condition in reversed(rule.conditions):
+            code = assemble_condition(condition, len(code)) + code
+        program += [Instruction(LOAD, 0, 0, 0), Instruction(IF_EQUAL, 0, len(code), rule.number)]
+        program += code
+    return program
+
+
+def build_base_filter(machine: str) -> list[Instruction]:
+    """The filter of the zygote and of all its children."""
+    _, architecture = MACHINES[machine]
+    return [
+        Instruction(LOAD, 0, 0, 4),
+        Instruction(IF_EQUAL, 1, 0, architecture),
+        Instruction(RETURN, 0, 0, KILL),  # int 0x80: the numbers mean other calls there
+        Instruction(LOAD, 0, 0, 0),
+        Instruction(IF_BITS, 0, 1, 0x40000000),
+        Instruction(RETURN, 0, 0, KILL),  # x32, likewise
+        Instruction(IF_EQUAL, 1, 0, 435),  # clone3 hides its flags in memory
+        Instruction(IF_NOT_BELOW, 0, 1, NEWEST_CALL + 1),
+        Instruction(RETURN, 0, 0, REFUSE + errno.ENOSYS),
+        *assemble(parse_rules(machine, ZYGOTE_CALLS + SYSTEM_CALLS)),
+        Instruction(RETURN, 0, 0, REFUSE + errno.EPERM),
+    ]
+
+
+def build_child_filter(machine: str, own_calls: str = "") -> list[Instruction]:
+    """What a child adds: of the zygote's calls it keeps what SYSTEM_CALLS and `own_calls` allow."""
+    kept = parse_rules(machine, own_calls + SYSTEM_CALLS)
+    taken_back = {rule.number for rule in parse_rules(machine, ZYGOTE_CALLS)}
+    refusals = [Rule(number, REFUSE + errno.EPERM, []) for number in sorted(taken_back)]
+    rules = [rule for rule in kept if rule.number in taken_back]
+    return [*assemble([*rules, *refusals]), Instruction(RETURN, 0, 0, ANSWERS["ALLOW"])]
+
+
+def pack_filter(program: list[Instruction]) -> bytes:
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+# ── Isolation: files, limits and privileges ───────────────────────────────────────────────────────
+
+WRITE_FILE = 2  # of Landlock's rights, of which an ABI knows the first so many
+READ_FILE = 4
+READ_DIR = 8
+RIGHTS_BY_ABI = (0, 13, 14, 15, 15, 16)
+# WRITE_FILE to MAKE_DIR, MAKE_REG, MAKE_SYM, REFER, TRUNCATE; no EXECUTE, no devices
+OWN_FOLDER = sum(1 << bit for bit in (1, 2, 3, 4, 5, 7, 8, 12, 13, 14))
+SYSTEM_FILES = (
+    "/etc/ld.so.cache /usr/lib/locale /usr/share/zoneinfo /etc/localtime /dev/null /dev/zero"
+    " /dev/random /dev/urandom /sys/devices/system/cpu/online"
+)
+SIGKILL = 9  # plain numbers: an enum's methods cost a fresh process dear
+
+
+def readable_paths() -> list[str]:
+    """What Python itself needs to read after a fork: its modules, and the system's libraries beside
+    those that are loaded. Not the whole prefix: what is readable can be a channel from one step to
+    a later one, by its time of access."""
+    with open("/proc/self/maps") as maps:
+        libraries = {line.split(None, 5)[5].strip() for line in maps if ".so" in line}
+    folders = {os.path.dirname(path) for path in libraries if not is_within(path, sys.base_prefix)}
+    paths = [*sys.path, os.path.dirname(os.__file__), *folders, *libraries, *SYSTEM_FILES.split()]
+    return [path for path in paths if os.path.isabs(path)]
+
+
+class Grants:
+    """What a worker may read, as Landlock takes it: a path, its rights. Rules only add: so a folder
+    with something hidden below it may only be listed, and its entries are granted one by one."""
+
+    def __init__(self, hidden: list[str]) -> None:
+        self.hidden = [os.path.realpath(path) for path in hidden]
+        self.rights: dict[str, int] = {}
+
+    def add(self, path: str) -> None:
+        if os.path.islink(path) or not os.path.exists(path):
+            return  # a link's target must be granted for its own sake
+        if any(is_within(path, place) for place in self.hidden):
+            return
+        if any(
+            is_within(path, other) for other, rights in self.rights.items() if rights & READ_FILE
+        ):
+            return
+        if not os.path.isdir(path):
+            self.rights[path] = READ_FILE | (WRITE_FILE if path == os.devnull else 0)
+        elif any(is_within(place, path) for place in self.hidden):
+            self.rights[path] = READ_DIR
+            for name in os.listdir(path):
+                self.add(os.path.join(path, name))
+        else:
+            self.rights[path] = READ_DIR | READ_FILE
+
+
+def is_within(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
+
+
+class Isolation:
+    """What this machine has to lock a process down with. Made once, in the zygote, which does to
+    itself what is the same for all its children; each of them does the rest in lock_down()."""
+
+    def __init__(self, hidden: list[str]) -> None:
+        import resource
+
+        self.resource = resource
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.syscall.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4
+        self.libc.prctl.argtypes = self.libc.syscall.argtypes
+        self.abi = max(0, self.libc.syscall(444, 0, 0, 1, 0))
+        known = RIGHTS_BY_ABI[min(self.abi, len(RIGHTS_BY_ABI) - 1)]
+        self.known_rights = (1 << known) - 1
+        self.filters = self.build_filters()
+        self.readable: list[str] = []
+        self.rules = self.build_rules(hidden) if self.abi else []
+        self.niceness = min(19, os.nice(0) + 5)
+
+    def build_filters(self) -> dict[str, bytes]:
+        """By role. Empty where there is no seccomp, or an interpreter with other call numbers."""
+        machine = os.uname().machine
+        if self.libc.prctl(21, 0, None, 0, 0) < 0 or sys.maxsize < 2**32 or machine not in MACHINES:
+            return {}
+        return {
+            "zygote": pack_filter(build_base_filter(machine)),
+            "worker": pack_filter(build_child_filter(machine)),
+            "judge": pack_filter(build_child_filter(machine, JUDGE_CALLS)),
+            "sweeper": pack_filter(build_child_filter(machine, SWEEPER_CALLS)),
+        }
+
+    def build_rules(self, hidden: list[str]) -> list[bytes]:
+        """Landlock's rules for reading, as the system call takes them."""
+        grants = Grants(hidden)
+        for path in sorted({os.path.realpath(path) for path in readable_paths()}, key=len):
+            grants.add(path)
+        self.readable = list(grants.rights)
+        return [
+            self.pack_rule(rights, os.open(path, os.O_PATH | os.O_NOFOLLOW))
+            for path, rights in grants.rights.items()
+        ]
+
+    def pack_rule(self, rights: int, fd: int) -> bytes:
+        return struct.pack("=Qi", rights & self.known_rights, fd)
+
+    def check(self, result: int) -> int:
+        """The result of a system call. What the machine has must not fail: raises OSError."""
+        if result < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+
+    def prctl(self, option: int, value: int) -> None:
+        self.check(self.libc.prctl(option, value, None, 0, 0))
+
+    def set_limits(self, limits: dict[str, int]) -> None:
+        """Limits by the names of resource.RLIMIT_*, but none higher than it is already."""
+        for name, value in limits.items():
+            kind = getattr(self.resource, f"RLIMIT_{name}")
+            _, most = self.resource.getrlimit(kind)
+            value = value if most == self.resource.RLIM_INFINITY else min(value, most)
+            self.resource.setrlimit(kind, (value, value))
+
+    def install_filter(self, role: str) -> None:
+        if self.filters:
+            program = self.filters[role].replace(
+                struct.pack("I", PID), struct.pack("I", os.getpid())
+            )
+            buffer = ctypes.create_string_buffer(program)
+            argument = struct.pack("H6xQ", len(program) // 8, ctypes.addressof(buffer))
+            self.check(self.libc.prctl(22, 2, argument, 0, 0))
+
+    def restrict_zygote(self) -> None:
+        """Give up, for good, what none of the children needs."""
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # the first to go when memory runs out
-        check(LIBC.prctl(38, 1, None, 0, 0))  # NO_NEW_PRIVS: Landlock and seccomp ask for it
+        self.prctl(38, 1)  # NO_NEW_PRIVS: Landlock and seccomp ask for it
         # Of root's capabilities only DAC_READ_SEARCH stays: the interpreter may be another user's.
         version = struct.pack("Ii", 0x20080522, 0)
-        if LIBC.capset(version, struct.pack("II16x", 4, 4)) < 0:
-            check(LIBC.capset(version, bytes(24)))
-    if LANDLOCK_ABI:  # system calls 444 to 446: landlock_create_ruleset, _add_rule, _restrict_self
-        known = KNOWN_RIGHTS, 3 * (LANDLOCK_ABI >= 4), 3 * (LANDLOCK_ABI >= 6)  # files, TCP, scopes
-        rules = check(LIBC.syscall(444, struct.pack("QQQ", *known), 24, 0, 0))
-        own = [(os.open(directory, os.O_PATH), OWN_DIRECTORY)] if directory else []
-        for fd, rights in readable + own:
-            check(LIBC.syscall(445, rules, 1, struct.pack("=Qi", rights & KNOWN_RIGHTS, fd), 0))
-            os.close(fd)
-        check(LIBC.syscall(446, rules, LANDLOCK_ABI >= 7, 0, 0))  # 1: log nothing
-        os.close(rules)
-    # After Landlock, whose descriptors may have numbers above NOFILE
-    for name, value in {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64, **limits}.items():
-        if (kind := getattr(resource, "RLIMIT_" + name, None)) is not None:
-            value = min(value, resource.getrlimit(kind)[1] % 2**64)  # RLIM_INFINITY may be -1
-            resource.setrlimit(kind, (value, value))
-    if LINUX:
-        check(LIBC.prctl(4, 0, None, 0, 0))  # not DUMPABLE: our files in /proc are root's
-    if FILTER and filtered:
-        program = FILTER.replace(struct.pack("I", PID), struct.pack("I", os.getpid()))
-        address = ctypes.cast(program, ctypes.c_void_p).value
-        check(LIBC.prctl(22, 2, struct.pack("H6xQ", len(program) // 8, address), 0, 0))  # seccomp
+        if self.libc.capset(version, struct.pack("II16x", 4, 4)) < 0:
+            self.check(self.libc.capset(version, bytes(24)))
+        self.set_limits({"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64})
+        self.install_filter("zygote")
 
-def probe() -> dict:
-    """The isolation truly reached, found out by trying in a throw-away child."""
-    if (child := os.fork()) == 0:
-        found = []
+    def lock_down(self, role: str, folder: str | None, limits: dict[str, int]) -> None:
+        """Give up all but reading by the rules, writing in `folder`, and `limits`. In a fresh child
+        with one thread, whose own descriptors are 0 to 4: all others are closed."""
+        os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
+        if self.abi:
+            self.restrict_files(folder)
+        os.closerange(5, 4096)
+        self.set_limits(limits)
+        if role == "judge" or not self.abi:
+            # Its memory and files in /proc are root's alone then. With Landlock no worker reaches
+            # /proc anyway, and the server can look for open files that have no name any more.
+            self.prctl(4, 0)
+        self.install_filter(role)
+
+    def restrict_files(self, folder: str | None) -> None:
+        """By the system calls 444 to 446: landlock_create_ruleset, _add_rule, _restrict_self."""
+        handled = struct.pack("QQQ", self.known_rights, 3 * (self.abi >= 4), 3 * (self.abi >= 6))
+        ruleset = self.check(self.libc.syscall(444, handled, 24, 0, 0))
+        rules = self.rules
+        if folder:
+            rules = [*rules, self.pack_rule(OWN_FOLDER, os.open(folder, os.O_PATH))]
+        for rule in rules:
+            self.check(self.libc.syscall(445, ruleset, 1, rule, 0))
+        quiet = int(self.abi >= 7)  # log nothing
+        self.check(self.libc.syscall(446, ruleset, quiet, 0, 0))
+
+    def probe(self) -> dict[str, int]:
+        """The isolation truly reached, found out by trying in a throw-away child."""
+        child = os.fork()
+        if child == 0:
+            found = []
+            try:
+                self.lock_down("worker", None, {"NOFILE": 16})
+                limit = self.resource.getrlimit(self.resource.RLIMIT_NOFILE)
+                found = [
+                    self.libc.getpgid(0) < 0,  # harmless, but refused
+                    self.libc.open(b"/", os.O_RDONLY) < 0,
+                    self.libc.prctl(39, 0, None, 0, 0) == 1,
+                    limit == (16, 16),
+                ]
+            finally:
+                os._exit(sum(1 << bit for bit, reached in enumerate(found) if reached))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return {
+            "seccomp": bool(status & 1),
+            "landlock": self.abi if status & 2 else 0,
+            "no_new_privs": bool(status & 4),
+            "rlimits": bool(status & 8),
+        }
+
+
+class Title:
+    """The name that `ps` shows for this process: the kernel reads it where argv stood."""
+
+    def __init__(self) -> None:
+        with open("/proc/self/stat") as stat:
+            facts = stat.read().rpartition(")")[2].split()
+        self.start = int(facts[45])
+        self.size = int(facts[46]) - self.start
+
+    def set(self, role: str) -> None:
+        text = f"python-env: {role}".encode()[: self.size - 2]
+        # A last byte that is not NUL tells the kernel that this is no list of arguments any more.
+        ctypes.memmove(self.start, text.ljust(self.size - 1, b"\0") + b"\1", self.size)
+
+
+# ── Values on the line ────────────────────────────────────────────────────────────────────────────
+#
+# A frame is four bytes of length and that much JSON. Between judge and worker it holds a message:
+#
+#     [method, number, serial, table]    a question: call a method of the receiver's object `number`
+#     ["return", serial, table]          the answer: the result, and containers that were changed
+#     ["raise", serial, table]           the answer: an exception
+#
+# A table is [items, rows]; a question's items are arguments and a dict of keyword arguments, or
+# null. An item is a value that stands for itself (None, bool, float, str, an int of 64 bits), or
+# [n], the value of row n, or [-1 - n], the mutable container that was row n of the question. So
+# sharing and identity survive, and neither end needs recursion. A row is [tag, parts, contents]:
+#
+#     tag              parts                              value
+#     a type's name    what the type takes                one of KINDS; contents: what it holds
+#     "is"             item                               the same as that item
+#     "ndarray"        dtype, shape, bytes                an array of numpy's
+#     "known"          name                               one of KNOWN
+#     "error class"    module, name                       an exception class of Python's
+#     "error"          module, name, cause,               an exception of such a class
+#                      attributes, args …
+#     "class"          number                             another class of the sender's
+#     "object"         number, class, cause, content …    another object of the sender's
+#     "awaits"         number                             a coroutine of the sender's
+#     "own"            number                             an object of the receiver's
+#
+# Parts refer to earlier rows only; contents, which are filled in later, to any. Parts and contents
+# that are all int or all float travel as one string: an array's typecode and its bytes in base64.
+# A call f([x, "a"]), where f is object 3 of the worker's and x object 5 of the judge's, of class 4:
+#
+#     ["__call__", 3, 17, [[[2], null],
+#         [["class", [4], null], ["object", [5, [0], null], null],
+#          ["list", [], [[1], "a"]]]]]
+
+FRAME_BYTES = 16 * 2**20  # of one frame; checked before it is read
+NESTING = 5_000  # of a frame's brackets, whatever recursion limit the tests have set
+DEPTH = 1_000  # rows that hold one another
+LOOPS = 30  # containers of one message that hold what comes after them: cyclic ones
+REFERENCES = 100_000  # objects that one end knows of the other's
+INT64 = 2**63
+OUR_FRAMES = 20  # of the interpreter's stack, at most, for one question
+
+
+class TimeUp(BaseException):
+    """The grading's time is over. Not an Exception, so that tests rarely swallow it."""
+
+
+def read_int(digits: str) -> int:
+    # Because a test may have lifted Python's own limit, and this takes quadratic time.
+    if len(digits) > 20:
+        raise ValueError("an int of over 64 bits outside of a row")
+    return int(digits)
+
+
+ENCODER = json.JSONEncoder(check_circular=False, separators=(",", ":"))
+DECODER = json.JSONDecoder(parse_int=read_int)
+
+
+def frame(message: object) -> bytes:
+    """The bytes of a message. Raises ValueError if they are too many."""
+    body = ENCODER.encode(message).encode()
+    if len(body) > FRAME_BYTES:
+        raise ValueError(f"too large to compare: {len(body)} bytes of at most {FRAME_BYTES}")
+    return len(body).to_bytes(4, "big") + body
+
+
+class Line:
+    """A stream socket to another process that carries frames."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.send = sock.sendall
+        self.read = io.BufferedReader(io.FileIO(sock.fileno(), closefd=False)).read
+
+    def receive(self) -> Any:
+        """The next message; EOFError when the other end is gone, ValueError for what is none."""
+        head = self.read(4)
+        size = int.from_bytes(head, "big")
+        if size > FRAME_BYTES:
+            raise ValueError(f"a frame of {size} bytes announced; at most {FRAME_BYTES} are read")
+        body = self.read(size)
+        if len(head) < 4 or len(body) < size:
+            raise EOFError("the other end is gone")
+
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(min(limit, NESTING))
         try:
-            lock_down([], None, {"NOFILE": 16})
-            found = [LIBC.getpgid(0) < 0, LIBC.open(b"/", os.O_RDONLY) < 0,  # harmless, but refused
-                     LINUX and LIBC.prctl(39, 0, None, 0, 0) == 1,
-                     resource.getrlimit(resource.RLIMIT_NOFILE) == (16, 16)]
+            return DECODER.decode(body.decode())
         finally:
-            os._exit(sum(yes << bit for bit, yes in enumerate(found)))
-    status, names = os.waitpid(child, 0)[1] >> 8, ("seccomp", "landlock", "no_new_privs", "rlimits")
-    reached = {name: bool(status >> bit & 1) for bit, name in enumerate(names)}
-    return reached | {"landlock": LANDLOCK_ABI if reached["landlock"] else 0}
+            sys.setrecursionlimit(limit)
 
-def pipe_pair(*_: object) -> tuple:
-    """socket.socketpair() for asyncio alone, which needs no more than a pipe to wake up by."""
-    if not sys._getframe(1).f_globals.get("__name__", "").startswith("asyncio."):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    on = functools.partial
-    return tuple(types.SimpleNamespace(
-        fileno=on(int, fd), close=on(os.close, fd), recv=on(os.read, fd), send=on(os.write, fd),
-        setblocking=on(os.set_blocking, fd)) for fd in os.pipe())
 
-# ─── Plain data between judge and understudy ───
+def reduce_arguments(value: Any) -> Sequence[Any]:
+    """The arguments that make `value` again, as pickle and copy know them."""
+    make, arguments, *_ = value.__reduce_ex__(4)
+    return arguments[1:] if make.__name__ == "__newobj__" else arguments
 
-class Remote:
-    """A handle on an object of the other end; the judge's, on what lives in the understudy.
 
-    Its operators show that object the test's operands only where it is an instance of a class that
-    the task itself names (`_open`): what a function returned could answer `== 3.14` with a lie, or
-    learn from `- 3.14` what to answer. Attributes, items, calls and iteration always go through."""
-    __slots__ = "_peer", "_number", "_open"
-    def __init__(self, peer: "Peer", number: int, is_open: bool = False):
-        for name, value in zip(Remote.__slots__, (peer, number, is_open)):
-            object.__setattr__(self, name, value)
-    def __call__(self, *args, **kwargs):
-        value = self._peer.request("call", self, *args, **kwargs)
-        opens = self._open and type(value) is Remote
-        return Remote(self._peer, value._number, True) if opens else value
-    def __getattr__(self, name):
-        if not name.startswith("__") or name in ("__name__", "__doc__", "__dict__"):
-            return self._peer.request("getattr", self, name)
-        raise AttributeError(name)  # copy and pickle ask for protocols that we do not have
-    def __contains__(self, item):
-        if self._open: return self._peer.request("contains", self, item)
-        return any(item is other or item == other for other in self)
-    def __instancecheck__(self, value):
-        return type(value) is Remote and self._peer.request("isinstance", value, self) is True
+def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
+    import numpy  # the sender has it, and most tasks do without
 
-# What one end may ask of the other's objects; of the judge's, only what is PUBLIC. What takes an
-# operand of the test's is GUARDED, as Remote tells.
-PUBLIC = {"call", "iter", "next", "bool", "hash", "str", "repr"}
-GUARDED = "eq lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor".split()
-OPERATIONS = {name: getattr(builtins, name, None) or getattr(operator, f"__{name}__") for name in [
-    *"iter next len str repr bool hash int float reversed abs round dir setattr".split(),
-    *"getitem setitem delitem index neg".split(), *GUARDED]}
-OPERATIONS |= {"enter": lambda o: o.__enter__(), "exit": lambda o, *error: o.__exit__(*error)}
+    # Numbers, times and text only, because objects would be pointers of the sender's choice.
+    if not re.fullmatch(r"[<>|][biufcmMSU]\d+(\[\w+\])?", dtype):
+        raise ValueError("not such an array")
+    return numpy.ndarray(shape, dtype, bytearray(memoryview(data)))
 
-def _operator(name: str, swapped: bool = False):
-    def method(self, *operands):
-        if name in GUARDED and not (self._open or type(operands[0]) is Remote):
-            return NotImplemented
-        return self._peer.request(name, *((*operands, self) if swapped else (self, *operands)))
-    return method
 
-for _name in OPERATIONS:
-    setattr(Remote, f"__{_name}__", _operator(_name))
-    if _name in GUARDED:
-        setattr(Remote, f"__r{_name}__", _operator(_name, swapped=True))
-OPERATIONS |= {"getattr": getattr, "isinstance": isinstance, "contains": operator.contains,
-               "call": lambda f, *args, **kwargs: f(*args, **kwargs)}
+# What crosses by content, and arrives as exactly this type. TAKE tells what a value is made of, and
+# MAKE what makes it of that, where the type does not. None of it runs code of the sender's choice.
+TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
+    int: lambda value: [format(value, "x")],
+    bytes: lambda value: [value.hex()],
+    tuple: list,
+    frozenset: list,
+    memoryview: lambda value: [bytes(value)],
+    type({}.keys()): lambda value: [dict.fromkeys(value)],
+    types.MappingProxyType: lambda value: [dict(value)],
+    types.SimpleNamespace: lambda value: [dict(vars(value))],
+    fractions.Fraction: lambda value: [value.numerator, value.denominator],
+    uuid.UUID: lambda value: [value.hex],
+    zoneinfo.ZoneInfo: lambda value: [value.key],
+    array.array: lambda value: [value.typecode, value.tobytes()],
+    re.Pattern: lambda value: [value.pattern, value.flags],
+    collections.defaultdict: lambda value: [value.default_factory],
+    collections.deque: lambda value: [value.maxlen],
+}
+MAKE: dict[type, Callable[..., Any]] = {
+    int: lambda digits: int(digits, 16),
+    bytes: bytes.fromhex,
+    tuple: lambda *items: items,
+    frozenset: lambda *items: frozenset(items),
+    type({}.keys()): dict.keys,
+    types.SimpleNamespace: lambda attributes: types.SimpleNamespace(**attributes),
+    # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
+    fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
+    re.Pattern: re.compile,
+    bytearray: lambda: bytearray(),
+    collections.deque: functools.partial(collections.deque, ()),
+}
+REDUCED: tuple[type, ...] = (
+    *(complex, range, slice, types.GenericAlias, decimal.Decimal),
+    *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
+    *(pathlib.PosixPath, pathlib.PurePosixPath),
+    *(inspect.Signature, inspect.Parameter),  # without defaults, which are the tests' business
+)
+TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 
-def _big_int(digits: str) -> int:
-    if len(digits) <= INT_DIGITS: return int(digits, 16)
-    raise ValueError(f"an int of over {INT_DIGITS} hexadecimal digits")
+# These are made empty and filled afterwards; what was changed in one of them travels back.
+MUTABLE = {list, set, dict, bytearray, collections.OrderedDict, collections.Counter}
+TAKE |= dict.fromkeys(MUTABLE, lambda value: ())
+MUTABLE |= {collections.defaultdict, collections.deque}
+KINDS = {kind.__name__: kind for kind in TAKE}
+ATOMS = {type(None), bool, float, str}
+TYPECODES = {int: "iq", float: "d"}  # of arrays: the first that all of the numbers fit
 
-# What is rebuilt from arguments: type -> (the arguments of a value, what makes it of them). So a
-# test's `==` and isinstance() see the real thing; none of these runs code of the other end's.
-REBUILT = {
-    int: (lambda v: (format(v, "x"),), _big_int), tuple: (tuple, lambda *items: items),
-    frozenset: (tuple, lambda *items: frozenset(items)),
-    collections.deque: (lambda v: (list(v), v.maxlen), collections.deque),
-    collections.Counter: (lambda v: (dict(v),), collections.Counter),
-    collections.OrderedDict: (lambda v: (list(v.items()),), collections.OrderedDict),
-    decimal.Decimal: (lambda v: (str(v),), decimal.Decimal)}
-REBUILT |= {kind: (lambda v: (v.hex(),), kind.fromhex) for kind in (bytes, bytearray)}
-REBUILT |= {kind: (operator.attrgetter(*names.split()), kind) for kind, names in {
-    complex: "real imag", range: "start stop step", fractions.Fraction: "numerator denominator",
-    datetime.timedelta: "days seconds microseconds", datetime.date: "year month day",
-    datetime.time: "hour minute second microsecond",
-    datetime.datetime: "year month day hour minute second microsecond"}.items()}
-REFILL = {list: list.extend, set: set.update,  # these may be changed in place
-          dict: lambda target, items: target.update(zip(items[::2], items[1::2]))}
-KINDS = {kind.__name__: kind for kind in (*REBUILT, *REFILL)}
-PLAIN = int, float, complex, str, bytes, list, tuple, set, frozenset, dict
+# Both ends know these by name. No function is among them, nor `type`, nor a class that opens files
+# or runs programs, because a test's callback may call what the graded code hands it.
+KNOWN: dict[str, Any] = {
+    **KINDS,
+    **{kind.__name__: kind for kind in (*ATOMS, object, pathlib.Path, inspect.Parameter.empty)},
+    **{name: vars(dataclasses)[name] for name in ("MISSING", "_FIELD", "_FIELD_CLASSVAR")},
+    **{repr(constant): constant for constant in (..., NotImplemented)},
+    **{kind.name: kind for kind in vars(inspect)["_ParameterKind"]},
+}
+NAMES = {id(value): name for name, value in KNOWN.items()}
+TYPES = {kind.__name__: kind for kind in vars(types).values() if isinstance(kind, type)}
+# Those whose exceptions skip a test are not among them.
+STANDARD = (sys.stdlib_module_names | {"numpy"}) - {"unittest", "doctest"}
 
-def is_error(kind: object): return isinstance(kind, type) and issubclass(kind, BaseException)
 
-EXCEPTIONS = {name: kind for name, kind in vars(builtins).items() if is_error(kind)}
+def is_error(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
-class Peer(Line):
-    """One end of the line between judge and understudy: calls both ways, plain data only.
 
-    A value crosses as JSON: None, bool, str, float and small int as themselves, the rest as a list
-    that begins with a tag. Mutable containers are numbered in the order of their appearance in a
-    call, and the answer brings each of them again under its number: so what the callee changed in
-    place is written back into the caller's own objects, and identity survives."""
-    def __init__(self, sock: socket.socket, trusted: bool):
-        super().__init__(sock)
-        self.trusted, self.broken = trusted, ""  # trusted: this end is the judge
+def find_class(module: str, name: str) -> Any:
+    """The class of that name in a module of Python's (or numpy) that is imported here, or None."""
+    if module.partition(".")[0] not in STANDARD or module not in sys.modules:
+        return None
+    found = vars(sys.modules[module]).get(name, TYPES.get(name))
+    return found if isinstance(found, type) else None
+
+
+def is_standard(kind: type) -> bool:
+    return find_class(kind.__module__, kind.__name__) is kind
+
+
+def find_error(module: str, name: str) -> Any:
+    found = find_class(module, name)
+    if not is_error(found):
+        raise ValueError("no class of exceptions")
+    return found
+
+
+def make_error(module: str, name: str, cause: Any, attributes: dict, *args: Any) -> BaseException:
+    error = find_error(module, name)(*args)
+    error.__cause__ = cause
+    vars(error).update(attributes)
+    return error
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    **{kind.__name__: MAKE.get(kind, kind) for kind in TAKE},
+    "is": lambda value: value,
+    "known": KNOWN.__getitem__,
+    "ndarray": make_ndarray,
+    "error": make_error,
+    "error class": find_error,
+}
+
+
+def read_contents(value: Any) -> list:
+    """All that a mutable container holds, in one list."""
+    if isinstance(value, dict):
+        return [*itertools.chain.from_iterable(value.items())]
+    return [*value]
+
+
+def refill(value: Any, items: list) -> None:
+    """Give a mutable container other contents."""
+    value.clear()
+    if isinstance(value, dict):
+        value.update(dict(zip(items[::2], items[1::2], strict=True)))
+    elif isinstance(value, set):
+        value.update(items)
+    else:
+        value.extend(items)
+
+
+class Flat(list):
+    """Items that all stand for themselves."""
+
+
+def pack(items: Sequence[Any]) -> str | list:
+    """Items for a row: as they are, or in one string if they are numbers of one type."""
+    kinds = [*map(type, items)]
+    if kinds and kinds.count(kinds[0]) == len(kinds):
+        for typecode in TYPECODES.get(kinds[0], ""):
+            with contextlib.suppress(OverflowError):
+                data = array.array(typecode, items)
+                return typecode + binascii.b2a_base64(data, newline=False).decode()
+    return Flat(items) if ATOMS.issuperset(kinds) else [*items]
+
+
+class Row(NamedTuple):
+    """One value of a table, taken apart."""
+
+    tag: str
+    parts: str | list
+    contents: str | list | None = None
+
+
+def needs_row(value: Any) -> bool:
+    kind = type(value)
+    return kind not in ATOMS and not (kind is int and -INT64 <= value < INT64)
+
+
+def write_table(
+    items: list, take_apart: Callable[[Any], Row], known: Sequence[Any] = ()
+) -> tuple[list, list]:
+    """The table of a message, and the values of its rows.
+
+    `take_apart` makes the row of a value. `known`: the values of the rows of the question.
+    """
+    places = {id(value): -1 - place for place, value in enumerate(known) if type(value) in MUTABLE}
+    rows: dict[int, Row] = {}  # by id of the value, which the rows keep alive
+    values: list = []
+
+    def find_new(items: Any) -> list:
+        if type(items) is not list:
+            return []
+        return [
+            item
+            for item in items
+            if needs_row(item) and id(item) not in rows and id(item) not in places
+        ]
+
+    def refer(items: Any) -> Any:
+        if type(items) is not list:
+            return items
+        return [[places[id(item)]] if needs_row(item) else item for item in items]
+
+    pending = find_new(items)
+    while pending:
+        value = pending[-1]
+        if id(value) not in rows:
+            row = rows[id(value)] = take_apart(value)
+            pending += find_new(row.contents) + find_new(row.parts)
+            continue
+        # Now that all it is made of has a place.
+        pending.pop()
+        if id(value) not in places:
+            places[id(value)] = len(values)
+            values.append(value)
+    ordered = (rows[id(value)] for value in values)
+    table = [[row.tag, refer(row.parts), refer(row.contents)] for row in ordered]
+    return [refer(items), table], values
+
+
+def read_table(
+    table: Any, build: Callable[[str, list], Any], known: Sequence[Any] = ()
+) -> tuple[list, list]:
+    """The items of a message's table, and the values of its rows.
+
+    `build` makes a value of a tag and its parts. What comes may be anything, and be refused with
+    any exception. Depth is limited, because C code overflows its stack when it hashes or frees what
+    is too deep.
+    """
+    values: list = []
+    depths: list[int] = []
+    depth = 0  # of the row that is being read
+
+    def get(place: int) -> Any:
+        nonlocal depth
+        if place < 0:
+            # Containers only, because a mirror must not come back unnoticed by the guard.
+            if type(known[-1 - place]) not in MUTABLE:
+                raise ValueError("no container of the question")
+            return known[-1 - place]
+        depth = max(depth, depths[place] + 1)
+        return values[place]
+
+    def unpack(items: Any) -> list:
+        if isinstance(items, str):
+            return array.array(items[0], binascii.a2b_base64(items[1:])).tolist()
+        return [get(*item) if type(item) is list else item for item in items]
+
+    items, rows = table
+    cyclic = []
+    for tag, parts, contents in rows:
+        depth = 1
+        value = build(tag, unpack(parts))
+        values.append(value)
+        if contents is not None and type(value) in MUTABLE:
+            try:
+                refill(value, unpack(contents))
+            except IndexError:  # it holds what is not there yet
+                cyclic.append((value, contents))
+        if depth > DEPTH or len(cyclic) > LOOPS:
+            raise ValueError("too deep or too cyclic")
+        depths.append(depth)
+    for value, contents in cyclic:
+        refill(value, unpack(contents))
+    return unpack(items), values
+
+
+# ── Mirrors ───────────────────────────────────────────────────────────────────────────────────────
+#
+# Whatever cannot cross by content stays where it is, and the other end gets a mirror of it: an
+# object of a class made for the purpose, whose methods and attributes ask this end. Each class is
+# mirrored once, with its name, its bases and just the special methods that it has, so that
+# Python itself decides what isinstance(), len(), `except` or `+=` mean.
+
+
+def dunders(names: str, *prefixes: str) -> set[str]:
+    return {f"__{prefix}{name}__" for name in names.split() for prefix in prefixes or ("",)}
+
+
+ARITHMETIC = dunders(
+    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or", "", "r", "i"
+)
+UNARY = dunders("neg pos abs invert round enter")
+GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
+# The special methods that mirrors have. Others would be shown the tests' operands past the guard,
+# as numpy does with __array_ufunc__, or be believed, as it does with __array_interface__.
+SPECIAL = GUARDED.union(
+    UNARY,
+    dunders("init call getitem setitem delitem len iter next reversed hash bool repr str format"),
+    dunders("bytes int float complex index trunc floor ceil exit get fspath await aiter anext"),
+    dunders("aenter aexit"),
+)
+# The special attributes of the tests' objects that the graded code may read, and the reverse.
+SHOWN = dunders("name qualname doc module signature wrapped")
+READABLE = SHOWN | dunders(
+    "annotations dict code defaults kwdefaults func self dataclass_fields dataclass_params"
+    " match_args members slots notes class_getitem"
+)
+# Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
+INNER = {*TYPES.values(), functools.partial}
+RESUMING = {"__next__", "send", "throw", "close"}
+SETTING = {"__setattr__", "__delattr__"}
+# Mirrors of objects of subclasses of these hold the content.
+CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
+HOLDERS = (type, BaseException, *CONTENT)
+
+
+def inherits_locally(kind: type) -> bool:
+    """Do mirrors have themselves what this class defines, instead of asking for it?"""
+    return kind in (object, type, *CONTENT) or is_error(kind) and is_standard(kind)
+
+
+@functools.lru_cache(maxsize=200)
+def methods_of(kind: Any) -> set[str]:
+    """The names of the methods that a mirror of this class has."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if not inherits_locally(base):
+            found |= vars(base)
+    public = types.FunctionType, types.MethodDescriptorType
+    return {name for name in SPECIAL & found.keys() if callable(found[name])}.union(
+        name for name, value in found.items() if name[0] != "_" and isinstance(value, public)
+    )
+
+
+def describe(kind: Any) -> tuple:
+    """What the other end needs to mirror a class: see Peer.build_class."""
+    # None stands for `type`, which does not cross.
+    meta, *bases = (None if item is type else item for item in (type(kind), *kind.__bases__))
+    if is_standard(kind) and not issubclass(kind, HOLDERS):
+        bases = []
+    doc = kind.__doc__ if isinstance(kind.__doc__, str) else None
+    return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind)
+
+
+@functools.cache
+def event_loop() -> Any:
+    import asyncio  # which few tasks need
+
+    return asyncio.new_event_loop()
+
+
+def run_awaitable(awaitable: Any) -> Any:
+    async def wait() -> Any:
+        return await awaitable
+
+    return event_loop().run_until_complete(wait())
+
+
+def get_attribute(target: Any, name: str) -> Any:
+    return inspect.signature(target) if name == "__signature__" else getattr(target, name)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "@get": get_attribute,
+    "@copy": copy.copy,
+    "@deepcopy": copy.deepcopy,
+    "@describe": describe,
+    "@await": run_awaitable,
+}
+
+
+def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
+    if type(target) is dict:  # the namespace, which is asked for names
+        return {name: target[name] for name in args[0] if name in target}
+    if method in OPERATIONS:
+        return OPERATIONS[method](target, *args)
+    if method.startswith("__"):
+        return getattr(type(target), method)(target, *args, **kwargs)
+    return getattr(target, method)(*args, **kwargs)
+
+
+class Peer:
+    """One end of the line between judge and worker, who may use each other's objects.
+
+    trusted  this end is the judge
+    broken   why there is no use in asking any more, or ""
+    line_s   seconds spent on writing and reading messages, which are not the candidate's
+    """
+
+    def __init__(self, line: Line, trusted: bool) -> None:
+        self.line = line
+        self.trusted = trusted
+        self.broken = ""
+        self.line_s = 0.0
+        self.asking = threading.RLock()  # held until the reply is there: tests may use threads
+        self.sending = threading.Lock()
+        self.serials = itertools.count()
+        self.replies: dict[int, Any] = {}  # to our questions; None: not there yet
         self.ours: list = []  # objects that the other end knows by their number, their place here
         self.numbers: dict[int, int] = {}  # id of such an object -> its number
-        self.theirs: dict[int, object] = {}  # by number: one handle each, so that `is` works
-    def request(self, name: str, *args, **kwargs):
-        """Ask the other end for one operation; meanwhile it may call our callables back."""
-        if self.broken: raise ConnectionError(self.broken)
-        shared: list = []  # the mutable containers of this call
-        message = frame([name, self.encode((args, kwargs), shared)])
+        self.theirs: dict[int, Any] = {}  # number -> the mirror of it: one each, so that `is` works
+        self.held: dict[int, int] = {}  # id of such a mirror -> number
+        self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
+        self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
+        self.root: Any = type("type", (type,), self.namespace({"__call__"}))
+
+    # Asking and answering
+
+    def request(self, method: str, number: int, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the other end's object; meanwhile it may call ours.
+
+        Raises what the method raises; ValueError if a value is too large to cross, and
+        ConnectionError once the line is broken.
+        """
+        if self.broken:
+            raise ConnectionError(self.broken)
+        started = time.perf_counter()
+        serial = next(self.serials)
+        table, known = write_table([*args, kwargs or None], self.take_apart)
+        question = frame([method, number, serial, table])
+        asked = time.perf_counter()
+        outcome, table = self.exchange(serial, question)
+        answered = time.perf_counter()
         try:
-            self.send(message)
-            while (reply := self.receive())[0] not in ("return", "raise"):
-                self.answer(reply)
-            result, _ = self.decode(reply[1], shared)
+            (result, *changes), _ = read_table(table, self.build, known)
+            for target, items in zip(changes[::2], changes[1::2], strict=True):
+                if type(target) in MUTABLE:
+                    refill(target, items)
         except Exception as error:
-            self.broken = f"the line to the graded code is broken: {error}"
-            raise ConnectionError(self.broken) from None
-        if reply[0] == "return" or not isinstance(result, BaseException): return result
-        if isinstance(result, StopIteration) and name != "next":
-            raise RuntimeError("StopIteration")  # all(map(f, ...)) would take it for its own end
+            raise ValueError(f"no value came back, but {type(error).__name__}") from None
+        self.line_s += asked - started + time.perf_counter() - answered
+
+        if outcome == "return":
+            return result
+        # all(map(f, …)) would take it for the end of its own iteration.
+        if isinstance(result, StopIteration) and method not in RESUMING:
+            raise RuntimeError("StopIteration")
         raise result
-    def answer(self, message: list) -> None:
-        """Carry out one request of the other end and send the outcome."""
-        shared: list = []
+
+    def exchange(self, serial: int, question: bytes) -> tuple[str, Any]:
+        """Send a question, and answer the other end's until the reply is there."""
         try:
-            name, wire = message
-            args, kwargs = self.decode(wire, shared)
-            if self.trusted and name not in PUBLIC:
-                raise TypeError(f"{name} of an object of the test's is not to be had")
-            kind, value = "return", OPERATIONS[name](*args, **kwargs)
+            with self.asking:
+                self.replies[serial] = None
+                self.post(question)
+                while not self.replies[serial]:
+                    self.take_message(self.line.receive())
+                return self.replies.pop(serial)
         except BaseException as error:
-            if isinstance(error, TimeUp): raise
-            kind, value = "raise", error
+            self.broken = f"the line to the graded code is broken: {error}"
+            if not isinstance(error, Exception):
+                raise
+            raise ConnectionError(self.broken) from None
+
+    def post(self, message: bytes) -> None:
+        with self.sending:
+            self.line.send(message)
+
+    def take_message(self, message: Any) -> None:
+        match message:
+            case ["return" | "raise" as outcome, serial, table] if serial in self.replies:
+                self.replies[serial] = outcome, table
+            case [method, number, serial, table]:
+                self.answer(method, number, serial, table)
+            case _:
+                raise ValueError("neither a question nor an answer")
+
+    def serve(self) -> None:
+        """Answer until the other end is gone, which raises EOFError."""
+        while True:
+            with self.asking:  # which the graded code's threads may want, too
+                message = self.line.receive()
+            self.take_message(message)
+
+    def answer(self, method: str, number: int, serial: int, table: Any) -> None:
+        """Carry out what the other end asks, and send the outcome."""
+        known: list = []
+        # Because the recursion limit is for the code on both ends, and not for what is between.
+        sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
-            reply = frame([kind, self.encode((value, (*shared,)), shared)])
-        except Exception as error:  # too much, a cycle, or an object that will not be looked at
-            reply = frame(["raise", self.encode((ValueError(str(error)[:200]), ()), [])])
-        self.send(reply)
-    def encode(self, value: object, shared: list):
-        """`value` for the wire. `shared`: the containers of the call that this answers, so far."""
-        budget, done = NODES, set()  # done: numbers of the containers sent, each whole and once
-        numbers = {id(container): number for number, container in enumerate(shared)}
-        def pack(depth, items, *head): return [*head, *[walk(item, depth) for item in items]]
-        def walk(value, depth):
-            nonlocal budget
-            kind, budget, depth = type(value), budget - 1, depth + 1
-            if budget < 0 or depth > DEPTH:
-                raise ValueError("too large, too deep or cyclic a value for a test")
-            if value is None or kind in (bool, float, str) or kind is int and abs(value) < 2**53:
-                return value
-            if kind in REFILL:
-                if (number := numbers.setdefault(id(value), len(shared))) == len(shared):
-                    shared.append(value)  # which also keeps its id from being another's
-                if number in done: return ["@", number]
-                done.add(number)
-                items = itertools.chain.from_iterable(value.items()) if kind is dict else value
-                return pack(depth, items, kind.__name__, number)
-            if kind in REBUILT: return pack(depth, REBUILT[kind][0](value), kind.__name__)
-            if kind is Remote: return ["own", value._number]
-            if is_error(value):
-                if EXCEPTIONS.get(name := value.__name__) is value: return ["class", name]
-                base = next(filter(is_error, value.__bases__))
-                return pack(depth, [base], "class", name, self.number(value))
-            if isinstance(value, BaseException):
-                args = [a if a is None or type(a) in (bool, *PLAIN) else str(a) for a in value.args]
-                return pack(depth, [kind, *args], "error", self.number(value))
-            if isinstance(value, tuple) and hasattr(kind, "_fields"):
-                return pack(depth, value, "named", kind.__name__, [*kind._fields])
-            for base in PLAIN:  # a subclass crosses as what it holds; its methods stay behind
-                if isinstance(value, base):
-                    return walk(dict(value.items()) if base is dict else base(value), depth)
-            return ["ref", self.number(value)]
-        return walk(value, 0)
-    def number(self, value: object) -> int:
-        if (number := self.numbers.setdefault(id(value), len(self.ours))) == len(self.ours):
-            if number >= REFERENCES: raise ValueError(f"more than {REFERENCES} objects")
+            (*args, kwargs), known = read_table(table, self.build)
+            before = [(value, read_contents(value)) for value in known if type(value) in MUTABLE]
+            values = [self.perform(method, self.ours[number], args, kwargs or {})]
+            for value, contents in before:
+                if read_contents(value) != contents:
+                    values += value, read_contents(value)
+            outcome = "return"
+        except TimeUp:
+            raise
+        except BaseException as error:
+            outcome = "raise"
+            values = [error]
+        try:
+            reply = self.write_reply(outcome, serial, values, known)
+        except Exception as error:  # it is too large, or lets nobody look at it
+            reply = self.write_reply("raise", serial, [ValueError(f"{error}"[:200])])
+        sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
+        self.post(reply)
+
+    def write_reply(self, outcome: str, serial: int, values: list, known: Any = ()) -> bytes:
+        return frame([outcome, serial, write_table(values, self.take_apart, known)[0]])
+
+    def perform(self, method: str, target: Any, args: list, kwargs: dict) -> Any:
+        if self.trusted and not self.permits(method, target, *args[:1]):
+            raise AttributeError(f"{method} of an object of the tests' is not to be had")
+        result = call_method(method, target, args, kwargs)
+        if type(result) is target:
+            self.number(result)  # what a class makes keeps its identity
+        return result
+
+    def permits(self, method: str, target: Any, name: Any = "") -> bool:
+        """May the graded code do this to an object of the tests'?"""
+        kind: Any = type(target)
+        is_access = method == "@get" or method in SETTING
+        if not is_access:
+            name = method
+        # Exactly, because a mirror of a subclass could be one name first and another later.
+        if type(name) is not str or name == "@await":
+            return False
+        if name.startswith("__"):
+            if is_access:
+                return method == "@get" and name in SHOWN
+            return name in methods_of(kind) | {"__call__"}
+        if self.mirror_base(kind):
+            return True  # it is the candidate's in part
+        if kind in INNER or name.startswith("_"):
+            return name in RESUMING
+        return method not in SETTING or kind.__module__ == "__main__"
+
+    # Taking apart
+
+    def take_apart(self, value: Any) -> Row:
+        if id(value) in self.held:
+            return Row("own", [self.held[id(value)]])
+        kind = type(value)
+        if kind in TAKE:
+            contents = pack(read_contents(value)) if kind in MUTABLE else None
+            return Row(kind.__name__, pack(TAKE[kind](value)), contents)
+        if id(value) in NAMES:
+            return Row("known", [NAMES[id(value)]])
+        if isinstance(value, type):
+            if is_error(value) and is_standard(value):
+                return Row("error class", [value.__module__, value.__name__])
+            return Row("class", [self.number(value)])
+        if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
+            if kind.__name__ == "ndarray":
+                return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
+            return Row("is", [value.item()])
+        return self.take_plainly(value) or self.take_object(value)
+
+    def take_plainly(self, value: Any) -> Row | None:
+        """What the candidate's functions return crosses by content, as far as it has any."""
+        if self.trusted or id(value) in self.numbers:
+            return None
+        if isinstance(value, collections.abc.Awaitable) and type(value).__module__ == "builtins":
+            return Row("awaits", [self.number(value)])
+        for base in (list, set, frozenset, dict):
+            if isinstance(value, base):
+                return Row("is", [base(value)])
+        return None
+
+    def take_object(self, value: Any) -> Row:
+        kind = type(value)
+        cause = value.__cause__ if is_error(kind) else None
+        if is_error(kind) and is_standard(kind):
+            parts = [kind.__module__, kind.__name__, cause, dict(vars(value))]
+            return Row("error", [*parts, *reduce_arguments(value)])
+        content = value.args if is_error(kind) else ()
+        for base in CONTENT:
+            if issubclass(kind, base):
+                content = base.__getnewargs__(value)
+        return Row("object", [self.number(value), kind, cause, *content])
+
+    def number(self, value: Any) -> int:
+        number = self.numbers.setdefault(id(value), len(self.ours))
+        if number == len(self.ours):
+            if number >= REFERENCES:
+                raise ValueError(f"more than {REFERENCES} objects")
             self.ours.append(value)
         return number
-    def decode(self, wire: object, shared: list):
-        """The value of `wire`, of exact built-in types; writes back into `shared` at the end."""
-        budget, changes = NODES, []
-        sizes: dict[int, float] = {}  # nodes below a container: what one more mention of it costs
-        def rest(wire, start, depth): return [build(item, depth + 1) for item in wire[start:]]
-        def build(wire, depth):
-            nonlocal budget
-            budget -= 1 + (sizes[wire[1]] if type(wire) is list and wire[0] == "@" else 0)
-            if budget < 0 or depth > DEPTH: raise ValueError("too large, deep or cyclic a value")
-            if type(wire) is not list: return wire
-            tag, first = wire[0], wire[1] if wire[1:] else None
-            kind = KINDS.get(tag)
-            if kind in REBUILT: return REBUILT[kind][1](*rest(wire, 1, depth))
-            if kind:
-                before, new = budget, first == len(shared)
-                if new:  # begun before its items, which are numbered after it
-                    shared.append(kind())
-                if first in sizes or first < 0 or type(shared[first]) is not kind:
-                    raise ValueError("a container out of order")
-                sizes[first] = math.inf  # until it is whole: a cycle breaks the budget
-                items = rest(wire, 2, depth)
-                sizes[first] = before - budget
-                if new:
-                    REFILL[kind](shared[first], items)
-                else:  # it stays as it is until all of the message proved sound
-                    changes.append((shared[first], items))
-            if kind or tag == "@": return shared[first]
-            if tag == "own": return self.ours[first]
-            if tag == "ref": return self.theirs.setdefault(first, Remote(self, first))
-            if tag == "named":  # of identifiers only: namedtuple() sees to that
-                kind = collections.namedtuple(first, wire[2][:255], rename=True)
-                return kind(*rest(wire, 3, depth))
-            if tag == "class" and len(wire) == 2: return EXCEPTIONS[first]
-            if tag == "class":  # a class of ours for theirs, so that a test can `except` it
-                if wire[2] not in self.theirs:
-                    def attribute(error, name):
-                        if name[:1] == "_" or "_number" not in vars(error):
-                            raise AttributeError(name)
-                        return self.request("getattr", Remote(self, error._number), name)
-                    base, = rest(wire, 3, depth)
-                    self.theirs[wire[2]] = type(first, (base,), {"__getattr__": attribute})
-                return self.theirs[wire[2]]
-            if tag != "error": raise ValueError("an unknown tag")
-            kind, *args = rest(wire, 2, depth)
-            error = kind.__new__(kind, *args)
-            error.__dict__["_number"] = first
-            return error
-        value = build(wire, 0)
-        for target, items in changes:
-            target.clear()
-            REFILL[type(target)](target, items)
-        return value
-# ─── Worker and understudy ───
+
+    # Building
+
+    def build(self, tag: str, parts: list) -> Any:
+        make = MAKERS.get(tag) or getattr(self, f"build_{tag}")
+        return make(*parts)
+
+    def build_own(self, number: int) -> Any:
+        return self.ours[number]
+
+    async def build_awaits(self, number: int) -> Any:
+        return self.request("@await", number)
+
+    def build_object(self, number: int, kind: Any, cause: Any, *content: Any) -> Any:
+        """The mirror of the other end's object."""
+        if number in self.theirs:
+            self.fresh.discard(number)
+            self.open.discard(number)
+            return self.theirs[number]
+        if id(kind) not in self.held and kind is not object:
+            raise ValueError("not a mirrored class")
+        mirror = kind.__new__(kind, *content)
+        if is_error(kind):
+            mirror.__cause__ = cause
+        self.fresh.add(number)
+        return self.adopt(number, mirror)
+
+    def build_class(self, number: int) -> Any:
+        """The mirror of the other end's class."""
+        if number in self.theirs:
+            return self.theirs[number]
+        name, module, doc, meta, given, methods = self.request("@describe", number)
+        bases = [base or self.root for base in given if self.may_be_base(base)]
+        # What it cannot inherit from, isinstance() can still be told.
+        real = next((base for base in given if not self.may_be_base(base)), None)
+        if any(issubclass(base, HOLDERS) for base in bases):
+            # It keeps the methods of what it holds, lest it lie about that.
+            methods -= {name for base in bases for name in dir(base)} - SPECIAL
+        space = self.namespace(methods, find_class(module, name) or real)
+        space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
+        if any(issubclass(base, type) for base in bases):
+            meta = type  # a metaclass keeps type's own
+        elif meta is None or not issubclass(meta, self.root):
+            meta = self.root
+        try:
+            kind = type.__new__(meta, name, tuple(bases), space)
+        except TypeError:  # nothing can inherit from all of these
+            kind = type.__new__(self.root, name, (), space)
+        return self.adopt(number, kind)
+
+    def may_be_base(self, base: Any) -> bool:
+        return base in (None, object, *CONTENT, *MUTABLE) or is_error(base) or id(base) in self.held
+
+    def adopt(self, number: int, mirror: Any) -> Any:
+        if len(self.theirs) >= REFERENCES:
+            raise ValueError(f"more than {REFERENCES} objects")
+        self.theirs[number] = mirror
+        self.held[id(mirror)] = number
+        return mirror
+
+    # What mirrors do
+
+    def namespace(self, methods: set[str], real: Any = None) -> dict[str, Any]:
+        """What a mirrored class defines. `real`: what isinstance() shall take its instances for."""
+        names = {name for name in methods if name in SPECIAL or name[0] != "_"}
+        space: dict[str, Any] = {name: self.forward(name) for name in names | SETTING | {"__dir__"}}
+        space["__copy__"] = self.forward("@copy")
+        deepcopy = self.forward("@deepcopy")
+        # Without the memo, which holds what else of the tests' is being copied.
+        space["__deepcopy__"] = lambda mirror, memo: deepcopy(mirror)
+        ask = self.forward("@get")
+
+        def get_missing(mirror: Any, name: str, /) -> Any:
+            if name.startswith("__") and name not in READABLE:
+                raise AttributeError(name)
+            return ask(mirror, name)
+
+        space["__getattr__"] = get_missing
+        space["__dict__"] = property(lambda mirror: ask(mirror, "__dict__"))
+        space["__class__"] = property(lambda mirror: real or type(mirror))
+        if real:
+            space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
+        return space
+
+    def forward(self, name: str) -> Callable[..., Any]:
+        """The method of mirrors that calls the other end's."""
+        is_guarded = self.trusted and name in GUARDED
+
+        def method(mirror: Any, /, *args: Any, **kwargs: Any) -> Any:
+            number = self.held.get(id(mirror))
+            is_local = name in SETTING and isinstance(mirror, BaseException)
+            if number is None or is_local:
+                return self.call_inherited(mirror, name, args, kwargs)
+            is_open = number in self.open
+            if is_guarded and not is_open and any(id(value) not in self.held for value in args):
+                return self.refuse(mirror, name, args[0])
+            result = self.request(name, number, *args, **kwargs)
+            if is_open:
+                self.open_result(mirror, name, result)
+            return result
+
+        method.__name__ = name
+        return method
+
+    # The guard: an operator shows the tests' operands only to an open object, one that was made by
+    # calling a class the task asks for, or by an operator on such, and arrived but once. Any other
+    # could answer `f(x) == 3.14` with a lie, or learn from `f(x) - 3.14` what to say.
+
+    def open_class(self, value: Any) -> None:
+        """The task asks for this class, if it is a mirrored one."""
+        if isinstance(value, type) and id(value) in self.held:
+            self.open.add(self.held[id(value)])
+
+    def open_result(self, mirror: Any, name: str, result: Any) -> None:
+        number = self.held.get(id(result))
+        is_made = name == "__call__" and isinstance(mirror, type) or name in ARITHMETIC | UNARY
+        if is_made and number is not None and (number in self.fresh or result is mirror):
+            self.open.add(number)
+
+    def refuse(self, mirror: Any, name: str, operand: Any) -> Any:
+        if name == "__contains__":
+            return operand in iter(mirror)
+        if isinstance(mirror, tuple(MUTABLE)):
+            # Python would look into the mirror itself, which is empty.
+            raise TypeError("operands of the tests' are shown to objects of classes asked for only")
+        return NotImplemented
+
+    # Objects of this end whose class inherits from a mirrored one
+
+    def mirror_base(self, kind: type) -> Any:
+        """The mirrored class that `kind` inherits from, or None."""
+        return next((base for base in kind.__mro__ if id(base) in self.held), None)
+
+    def call_inherited(self, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        owner = item if isinstance(item, type) else type(item)
+        if name in SETTING or item is owner and name != "@get":
+            local = type if item is owner else object
+            return getattr(local, name)(item, *args, **kwargs)
+        base = self.mirror_base(owner)
+        if name != "@get":
+            return self.request("@get", self.held[id(base)], name)(item, *args, **kwargs)
+        value = getattr(base, *args)
+        bind = getattr(type(value), "__get__", None)
+        return bind(value, item, owner) if bind and item is not owner else value
+
+
+# ── Reading tests ─────────────────────────────────────────────────────────────────────────────────
+# Before any candidate is seen: which names do the tests take from it, how many tests are there, and
+# can grading them leave anything behind in the judge? The server asks this of the tasks of its own
+# file; of a task that came with a reset it asks the session's judge, since parsing may take long.
+
+
+class BadTask(ValueError):
+    """The sources of a task cannot measure anything; the words say why."""
+
+
+class Source:
+    """What stands in one source, found by parsing alone: nothing is compiled, let alone run, since
+    nested `finally` blocks compile to exponential size. Raises BadTask."""
+
+    def __init__(self, what: str, text: str) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a "\d" in somebody's tests is no news of ours
+                self.tree = ast.parse(text)
+                table = symtable.symtable(text, what, "exec")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            line = getattr(error, "lineno", "?")
+            why = str(error) or "nested too deeply"
+            do = "do" if what.endswith("s") else "does"
+            raise BadTask(f"the {what} {do} not compile: line {line}: {why[:160]!r}") from None
+        self.nodes = [*ast.walk(self.tree)]
+        self.imports: dict[str, str] = {}  # the name that an import binds, and the statement
+        for node in self.nodes:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                statement = ast.unparse(node)
+                for name in node.names:
+                    self.imports[name.asname or name.name.partition(".")[0]] = statement
+        symbols = [*global_symbols(table)]
+        self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+        self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+        self.star = {name for node in self.nodes for name in star_names(node)}
+
+
+def global_symbols(table: symtable.SymbolTable) -> Iterator[symtable.Symbol]:
+    """The module's own symbols, and those of nested scopes that mean the module's."""
+    yield from table.get_symbols()
+    scopes = table.get_children()
+    for scope in scopes:  # the list grows as we go
+        scopes += scope.get_children()
+        yield from (symbol for symbol in scope.get_symbols() if symbol.is_global())
+
+
+def star_names(node: ast.AST) -> list[str]:
+    """What `from math import *` binds; "*" stands for what only the module itself knows."""
+    if not isinstance(node, ast.ImportFrom) or node.names[0].name != "*":
+        return []
+    return dir(importlib.import_module(node.module)) if node.module in PURE_MODULES else ["*"]
+
+
+class Facts(NamedTuple):
+    """What is known of a task's tests before they run."""
+
+    names: list[str]  # what they take from the candidate
+    classes: list[str]  # those of the names that are classes
+    imports: str  # statements that the judge runs first: a candidate's `math` could lie
+    total: int  # tests that count
+    alone: bool  # the helpers take nothing from the candidate, so that it cannot make them raise
+    pure: bool  # they provably leave nothing behind in the process that runs them
+
+
+def read_tests(task: dict[str, str]) -> Facts:
+    """The facts of a task, which is its sources by name. Raises BadTask."""
+    tests = Source("tests", task["tests"])
+    helpers = Source("helpers", task["helpers"])
+    setup = Source("setup", task["setup"])
+    try:
+        solution = Source("solution", task["solution"])
+    except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
+        solution = Source("solution", "")
+    total = count_tests(tests.tree)
+    names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
+    told = "\n".join((task["prompt"], task["setup"], task["solution"]))
+    classes = [name for name in names if is_class(name, told, tests, names)]
+    given = Source("imports", imports)
+    known = names | given.defines
+    sources = (tests, helpers, given)
+    return Facts(
+        names=sorted(names),
+        classes=sorted(classes),
+        imports=imports,
+        total=total,
+        alone=not helpers.reads & names,
+        pure=all(PureTests(source, known).holds() for source in sources),
+    )
+
+
+def share_names(
+    tests: Source, helpers: Source, setup: Source, solution: Source, entry_point: str
+) -> tuple[set[str], str]:
+    """Who provides what the tests use: the names that are the candidate's, and import statements
+    for what the judge gets itself."""
+    entry = entry_point.partition(".")[0].removesuffix("()")
+    used = (tests.reads | helpers.reads) - tests.defines - helpers.defines
+    lent = {**solution.imports, **setup.imports}
+    lent = {name: lent[name] for name in lent if name in used and name != entry}
+    # A solution may define what looks like a builtin (one of MBPP's is called `sum`).
+    names = used & (setup.defines | ({entry} if entry else solution.defines))
+    star = tests.star | helpers.star | setup.star | solution.star
+    unknown = used - names - lent.keys() - star - set(dir(builtins))
+    modules = unknown & sys.stdlib_module_names - solution.defines
+    if "*" not in star:
+        names |= unknown - modules  # who else should provide them?
+    names -= lent.keys()
+    if not (entry in names if entry else names):
+        raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
+    imports = [*dict.fromkeys(lent.values()), *(f"import {name}" for name in sorted(modules))]
+    return names, "\n".join(imports)
+
+
+def count_tests(tree: ast.Module) -> int:
+    """How many tests there are: asserts or, where there are none, test functions and methods."""
+    if not has_tests(tree.body):
+        raise BadTask("no assert: the tests have neither an assert statement nor a test function")
+    guards = [node for node in tree.body if isinstance(node, ast.If)]
+    guards = [node for node in guards if "__name__" in ast.unparse(node.test)]
+    if not has_tests([node for node in tree.body if node not in guards]):
+        raise BadTask("no assert of the tests would run: all stand below a `main` guard")
+    asserts = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    return asserts or len(uncalled_tests(tree))
+
+
+def has_tests(body: list[ast.stmt]) -> bool:
+    tree = ast.Module(body, [])
+    return any(isinstance(node, ast.Assert) for node in ast.walk(tree)) or bool(
+        uncalled_tests(tree)
+    )
+
+
+def uncalled_tests(tree: ast.Module) -> list[str]:
+    """The test functions, and the methods of unittest's classes, that nothing in the source calls:
+    "test_one", "TestAll.test_two"."""
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name not in used:
+            found.append(node.name)
+        if isinstance(node, ast.ClassDef) and "TestCase" in "".join(map(ast.unparse, node.bases)):
+            methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
+            found += [f"{node.name}.{name}" for name in methods]
+    return [name for name in found if name.rpartition(".")[2].startswith("test")]
+
+
+def is_class(name: str, told: str, tests: Source, names: set[str]) -> bool:
+    """Whether the tests ask for a class of that name, whose objects may see the tests' operands: if
+    the prompt, the set-up or the solution says so, or if it begins with a capital letter and the
+    tests compare what it returns with nothing of their own, as they would with a function's."""
+    if re.search(rf"\bclass\s+[`'\"*]*{re.escape(name)}\b", told):
+        return True
+    if not name[0].isupper() or re.search(rf"\bdef\s+{re.escape(name)}\b", told):
+        return False
+    results = Results(name)
+    for node in tests.nodes:
+        if isinstance(node, (ast.Assign, ast.NamedExpr)) and results.has(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            results.held.update(each.id for each in targets if isinstance(each, ast.Name))
+    return not any(results.meets_plain(node, names) for node in tests.nodes)
+
+
+class Results:
+    """What calling a function gives, wherever operators bring it in the tests."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.held: set[str] = set()  # variables
+
+    def has(self, node: ast.AST | None) -> bool:
+        """Whether this expression is such a result, or is made of one by operators or in a list."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            passes_on = node.func.id in ("list", "max", "min", "set", "sorted", "sum", "tuple")
+            return node.func.id == self.name or passes_on and any(map(self.has, node.args))
+        if isinstance(node, ast.Name):
+            return node.id in self.held
+        inner = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.IfExp, ast.List, ast.Tuple, ast.Set)
+        comprehensions = (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.NamedExpr, ast.Starred)
+        if isinstance(node, (*inner, *comprehensions)):
+            return any(map(self.has, ast.iter_child_nodes(node)))
+        return False
+
+    def meets_plain(self, node: ast.AST, names: set[str]) -> bool:
+        """Whether such a result is compared with what holds none of the candidate's `names`, or is
+        handed to a function of the tests, where that may happen."""
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            plain = [side for side in sides if not (uses(side, names) or uses(side, self.held))]
+            return bool(plain) and any(map(self.has, sides))
+        if isinstance(node, ast.Call):
+            # These only make a number or a copy of it.
+            harmless = uses(node.func, names | BUILTINS | {"math", "copy"})
+            return not harmless and any(map(self.has, node.args))
+        return False
+
+
+BUILTINS = set(dir(builtins))
+
+
+def uses(node: ast.AST, names: set[str]) -> bool:
+    return any(isinstance(each, ast.Name) and each.id in names for each in ast.walk(node))
+
+
+# ── Tests that leave nothing behind ───────────────────────────────────────────────────────────────
+# A judge grades more than once, and a list of all that one grading could change for the next would
+# never be complete. So it goes the other way round: tests that use only what is listed here are
+# graded in the judge itself, all others in a fork of it, which costs 3 ms more.
+
+
+def words(text: str) -> set[str]:
+    return set(text.split())
+
+
+PURE_BUILTINS = words(
+    "abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter"
+    " float format frozenset hash hex int isinstance issubclass iter len list map max min next oct"
+    " ord pow print range repr reversed round set slice sorted str sum tuple type zip True False"
+    " None NotImplemented Ellipsis"
+    " ArithmeticError AssertionError AttributeError Exception IndexError KeyError LookupError"
+    " NameError NotImplementedError OverflowError RecursionError RuntimeError StopIteration"
+    " TypeError UnicodeDecodeError UnicodeError ValueError ZeroDivisionError"
+)
+# Written out, and no shorter: a module's own names may be another module (collections._sys), or a
+# class that keeps what is registered with it. `random` is seeded anew for each grading.
+PURE_MODULES = {
+    module: words(names)
+    for module, names in {
+        "bisect": "bisect bisect_left bisect_right insort insort_left insort_right",
+        "cmath": "exp inf isclose nan phase pi polar rect sqrt",
+        "collections": "ChainMap Counter OrderedDict defaultdict deque namedtuple",
+        "copy": "copy deepcopy",
+        "datetime": "date datetime time timedelta timezone",
+        "functools": "cmp_to_key partial reduce",
+        "heapq": "heapify heappop heappush heappushpop heapreplace merge nlargest nsmallest",
+        "itertools": "accumulate chain combinations combinations_with_replacement compress count"
+        " cycle dropwhile filterfalse groupby islice pairwise permutations product repeat starmap"
+        " takewhile tee zip_longest",
+        "json": "dumps loads",
+        "math": "acos asin atan atan2 ceil comb copysign cos degrees dist e erf exp fabs factorial"
+        " floor fmod frexp fsum gcd hypot inf isclose isfinite isinf isnan isqrt lcm ldexp log"
+        " log10 log1p log2 modf nan perm pi pow prod radians remainder sin sinh sqrt tan tanh"
+        " tau trunc",
+        "numpy": "abs all allclose any arange array array_equal asarray bool_ concatenate diag dot"
+        " eye float32 float64 full inf int32 int64 isclose isnan linspace max mean min nan ndarray"
+        " ones pi round sqrt std sum transpose zeros",
+        "operator": "add and_ contains eq floordiv ge getitem gt itemgetter le lt mod mul ne neg"
+        " or_ pow sub truediv xor",
+        "random": "choice choices gauss randint random randrange sample seed shuffle uniform",
+        "re": "DOTALL I IGNORECASE M MULTILINE S compile escape findall finditer fullmatch match"
+        " search split sub",
+        "statistics": "fmean mean median mode pstdev pvariance stdev variance",
+        "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits punctuation"
+        " whitespace",
+        "time": "monotonic perf_counter time",
+        "typing": "Any Callable Dict FrozenSet Iterable Iterator List Mapping Optional Sequence Set"
+        " Tuple Union",
+    }.items()
+}
+IMPURE_NODES = (ast.ClassDef, ast.Global, ast.AsyncFunctionDef, ast.Await, ast.AsyncFor)
+
+
+class PureTests(ast.NodeVisitor):
+    """Whether a source can leave nothing behind: every node is looked at, and one that is not known
+    to be harmless settles it. `others`: names of handles, or of what was looked at elsewhere."""
+
+    def __init__(self, source: Source, others: set[str]) -> None:
+        self.source = source
+        self.known = others | source.defines | PURE_BUILTINS | {"_"}
+        self.modules: dict[str, set[str]] = {}  # what may be used of one, by the name it has here
+        self.pure = True
+
+    def holds(self) -> bool:
+        for node in ast.walk(self.source.tree):  # an import may stand below a use of it
+            if isinstance(node, ast.Import):
+                self.note_import(node)
+        self.visit(self.source.tree)
+        return self.pure
+
+    def note_import(self, node: ast.Import) -> None:
+        for name in node.names:
+            self.refuse_unless(name.name in PURE_MODULES)
+            self.modules[name.asname or name.name] = PURE_MODULES.get(name.name, set())
+
+    def refuse_unless(self, fact: bool) -> None:
+        self.pure = self.pure and fact
+
+    def generic_visit(self, node: ast.AST) -> None:
+        self.refuse_unless(not isinstance(node, IMPURE_NODES))
+        super().generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        names = {name.name for name in node.names}
+        self.refuse_unless(names <= PURE_MODULES.get(node.module or "", set()))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.refuse_unless(not node.decorator_list and node.name[0] != "_")
+        self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if node.id in self.modules:
+            self.refuse_unless(False)  # a module by itself, and not as `module.name`
+        is_local = not hasattr(builtins, node.id) and node.id[0] != "_"
+        self.refuse_unless(node.id in self.known or is_local)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        # Frames lead anywhere; a class may keep what is registered with it.
+        harmless = not re.match("_|register$|(gi|cr|ag|tb|f|co)_", node.attr)
+        self.refuse_unless(harmless and isinstance(node.ctx, ast.Load))
+        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
+            self.refuse_unless(node.attr in self.modules[node.value.id])
+        else:
+            self.visit(node.value)
+
+
+# ── Running tests ─────────────────────────────────────────────────────────────────────────────────
+
+FAILURES = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)  # all but TimeUp
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+LOOP_STATEMENTS = (ast.For, ast.While, ast.AsyncFor)
+
+
+class Tests:
+    """The tests of a task, compiled so that a run goes on after a failed assert.
+
+    `assert T` becomes `try: check(n, T)  except: failed(n)`, and a loop stands in `with loop():`,
+    since an assert in a loop that did not end has not passed, though it held so far."""
+
+    def __init__(self, source: str) -> None:
+        tree = ast.parse(source)
+        self.uncalled = uncalled_tests(tree)
+        self.bound = bound_names(tree)
+        self.asserts = 0
+        self.transform(tree.body)
+        self.code = compile(tree, "<tests>", "exec")
+
+    def transform(self, block: list[Any]) -> None:
+        """Replace the asserts of a block and of the blocks in it: only statements hold any."""
+        for place, node in enumerate(block):
+            if isinstance(node, ast.Assert):
+                block[place] = self.attempt(node)
+                continue
+            for name in BLOCKS:
+                self.transform(getattr(node, name, []))
+            if isinstance(node, LOOP_STATEMENTS):
+                at = position(node)
+                manager = ast.Call(ast.Name("__loop__", ast.Load(), **at), [], [], **at)
+                block[place] = ast.With([ast.withitem(manager, None)], [node], None, **at)
+
+    def attempt(self, node: ast.Assert) -> ast.Try:
+        at = position(node)
+        number = ast.Constant(self.asserts, **at)
+        self.asserts += 1
+
+        def call(function: str, *arguments: ast.expr) -> ast.Expr:
+            name = ast.Name(function, ast.Load(), **at)
+            return ast.Expr(ast.Call(name, [*arguments], [], **at), **at)
+
+        failures = ast.Name("__failures__", ast.Load(), **at)
+        handler = ast.ExceptHandler(failures, None, [call("__failed__", number)], **at)
+        return ast.Try([call("__check__", number, node.test)], [handler], [], [], **at)
+
+
+def bound_names(tree: ast.Module) -> set[str]:
+    """All that a source binds to something, in any scope, but by imports."""
+    nodes = [*ast.walk(tree)]
+    stores = [
+        node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    names = {node.id for node in stores}
+    named = (getattr(node, "name", None) for node in nodes)
+    return names | {name for name in named if isinstance(name, str)}
+
+
+def position(node: ast.stmt) -> dict[str, Any]:
+    return {name: getattr(node, name) for name in node._attributes}
+
+
+class Score:
+    """One run of some tests. `candidates`: the names that they take from the candidate."""
+
+    def __init__(self, tests: Tests, candidates: list[str]) -> None:
+        self.tests = tests
+        self.not_ours = tests.bound.union(candidates)
+        self.fault = ""  # what is wrong with the tests themselves
+        # Of each test: None until it ran, then whether it was always true.
+        self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.uncalled))
+        self.error = ""  # the built-in type of the first failure that was an exception
+        self.loops: list[set[int]] = []  # of each running loop: the asserts that ran in it
+        self.cut_short: set[int] = set()  # the asserts of loops that an exception ended
+        self.names = {
+            "__check__": self.check,
+            "__failed__": self.failed,
+            "__failures__": FAILURES,
+            "__loop__": self.loop,
+        }
+
+    def check(self, number: int, verdict: object) -> None:
+        if not verdict:
+            raise AssertionError
+        self.marks[number] = self.marks[number] is not False
+        if self.loops:
+            self.loops[-1].add(number)
+
+    def failed(self, number: int | None = None) -> None:
+        """Note the exception that is being handled; a failed assert's comes with its number."""
+        if number is not None:
+            self.marks[number] = False
+        self.fault = self.fault or self.find_fault(sys.exc_info()[1])
+        kinds = (sys.exc_info()[0] or Exception).__mro__
+        names = (kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
+        self.error = self.error or next(names).replace("AssertionError", "")
+
+    def find_fault(self, error: BaseException | None) -> str:
+        """Whether the tests themselves raised it: they import what is not there, or use a name that
+        nobody defines. An exception of the candidate's was raised again by our own code."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
+        if not frames or frames[-1].f_code.co_filename == Score.run.__code__.co_filename:
+            return ""
+        undefined = isinstance(error, NameError) and error.name not in self.not_ours
+        if undefined or isinstance(error, ImportError):
+            return describe_fault("the tests", error)
+        return ""
+
+    @contextlib.contextmanager
+    def loop(self) -> Iterator[None]:
+        self.loops.append(set())
+        try:
+            yield
+        except BaseException:
+            self.cut_short |= self.loops[-1]
+            raise
+        finally:
+            ran = self.loops.pop()
+            if self.loops:
+                self.loops[-1].update(ran)
+
+    def run(
+        self, task: dict[str, str], facts: Facts, space: dict[str, Any], seconds: Deadline
+    ) -> dict[str, Any]:
+        """Run helpers and tests with the names in `space`, and return the report: how many passed,
+        whether all ran to the end without a failure, whether it was late, the first exception's
+        type, and what is the task's own fault."""
+        ended = False
+        late = False
+        seconds.start()
+        try:
+            exec(compile(f"{facts.imports}\n{task['helpers']}", "<helpers>", "exec"), space)
+            space.update(self.names)
+            exec(self.tests.code, space)
+            ended = self.run_uncalled(space)
+        except TimeUp:
+            late = True
+        except BaseException as error:
+            self.failed()
+            if facts.alone and "__check__" not in space:
+                self.fault = describe_fault("the helpers", error)
+        seconds.stop()
+        if not ended:
+            for number in self.cut_short:
+                self.marks[number] = False
+        passed = self.marks.count(True)
+        return {
+            "passed": passed,
+            "solved": ended and passed > 0 and False not in self.marks,
+            "late": late,
+            "error": self.error,
+            "fault": self.fault,
+        }
+
+    def run_uncalled(self, space: dict[str, Any]) -> bool:
+        """Call the test functions that nobody calls, each by itself; whether none failed."""
+        none_failed = True
+        for number, name in enumerate(self.tests.uncalled):
+            passed = False
+            try:
+                passed = run_test(name, space)
+            except FAILURES:
+                self.failed()
+            none_failed = none_failed and passed
+            if not self.tests.asserts:
+                self.marks[number] = passed
+        return none_failed
+
+
+def run_test(name: str, space: dict[str, Any]) -> bool:
+    """Run "test_one" or "TestAll.test_two"; whether it passed."""
+    owner, _, method = name.rpartition(".")
+    if not owner:
+        space[method]()
+        return True
+    import unittest
+
+    result = unittest.TestResult()
+    unittest.TestSuite([space[owner](method)]).run(result)
+    return result.wasSuccessful() and not result.skipped
+
+
+def describe_fault(what: str, error: BaseException | None) -> str:
+    lines = [line for _, line in traceback.walk_tb(error.__traceback__)] if error else []
+    return f"{what} raised {type(error).__name__} in line {lines[-1] if lines else '?'}"
+
+
+class Deadline:
+    """Raises TimeUp in the tests when their time is over, again and again, in case that a bare
+    `except:` swallows the first. What the line itself took is not the candidate's time."""
+
+    def __init__(self, seconds: float, peer: Peer | None = None) -> None:
+        self.seconds = seconds
+        self.peer = peer
+
+    def start(self) -> None:
+        self.end = time.monotonic() + self.seconds
+        signal.signal(signal.SIGALRM, self.ring)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.05)
+
+    def stop(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def ring(self, _: int, frame: types.FrameType | None) -> None:
+        spent = 2 * self.peer.line_s if self.peer else 0.0  # the worker's share is about the same
+        if time.monotonic() < self.end + min(spent, self.seconds):
+            return
+        # Only where a test is running: what handles the first one must not be interrupted.
+        while frame:
+            if frame.f_code.co_filename in ("<tests>", "<helpers>"):
+                raise TimeUp
+            frame = frame.f_back
+
+
+# ── Interpreter ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Ending(NamedTuple):
+    """How a step's code ended, as its worker tells it. The worker may lie."""
+
+    exit_code: int = 0
+    result: str | None = None
+    error: str = ""  # the exception's type and its line, as "KeyError in line 3"
+    refused: bool = False  # by the sandbox: a PermissionError was among the reasons
+
 
 class Interpreter:
     """The namespace that an agent's code lives in, and what runs it there step by step."""
-    def __init__(self, result_chars: int):
-        self.result_chars, self.steps, self.running, self.streams = result_chars, 0, False, []
-        self.module = sys.modules["__main__"] = types.ModuleType("__main__")
-    def interrupt(self, *_) -> None:
-        if self.running: raise KeyboardInterrupt
-    def run(self, code: str) -> tuple[int, str | None]:
+
+    def __init__(self, result_chars: int) -> None:
+        self.result_chars = result_chars
+        self.steps = 0
+        self.running = False
+        self.module = types.ModuleType("__main__")
+        self.streams: list[TextIO] = []
+        self.open_streams()
+
+    def open_streams(self) -> None:
+        def stream(fd: int, mode: str) -> Any:
+            return open(fd, mode, 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+        self.streams = [stream(0, "r"), stream(1, "w"), stream(2, "w")]
+
+    def interrupt(self, *_: object) -> None:
+        """What SIGINT does, which is how the server says that the time is up."""
+        if self.running:
+            raise KeyboardInterrupt
+
+    def run(self, code: str, stdin: str | None = None) -> Ending:
         """Run one step; what it printed has reached the descriptors on return."""
-        outcome = 1, None
+        ending = Ending(exit_code=1)
         try:
             if signal.getsignal(signal.SIGINT) != self.interrupt:
                 signal.signal(signal.SIGINT, self.interrupt)
-            if not self.streams or any(stream.closed for stream in self.streams):
-                options = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
-                self.streams = [open(fd, "w" if fd else "r", 1, **options) for fd in (0, 1, 2)]
+            if any(stream.closed for stream in self.streams):
+                self.open_streams()
             sys.stdin, sys.stdout, sys.stderr = self.streams
-            outcome = self.execute(code)
+            if stdin is not None:
+                sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode(errors="replace")), "utf-8")
+            ending = self.execute(code)
         except BaseException:
             pass  # the time-out's interrupt came while an error was being reported
         self.running = False
         for stream in (sys.stdout, sys.stderr, *self.streams[1:]):
             with contextlib.suppress(BaseException):
                 stream.flush()
-        return outcome
-    def execute(self, code: str) -> tuple[int, str | None]:
+        return ending
+
+    def execute(self, code: str) -> Ending:
         self.steps += 1
-        name, names, half = f"<step {self.steps}>", vars(self.module), self.result_chars // 2
-        linecache.cache[name] = len(code), None, code.splitlines(True), name  # for tracebacks
+        name = f"<step {self.steps}>"
+        linecache.cache[name] = (len(code), None, code.splitlines(True), name)  # for tracebacks
         self.running = True
         try:
-            tree = ast.parse(code, name)
-            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-            if tree.body:
-                exec(compile(tree, name, "exec", dont_inherit=True), names)
-            if not last: return 0, None
-            last = compile(ast.Expression(last.value), name, "eval", dont_inherit=True)
-            if (value := eval(last, names)) is None: return 0, None
-            if (over := len(text := repr(value)) - 2 * half) <= 0: return 0, text
-            return 0, f"{text[:half]}... {over} characters cut ...{text[-half:]}"
+            return Ending(result=self.evaluate(ast.parse(code, name), name))
         except SystemExit as error:
-            code = 0 if error.code is None else error.code
-            if isinstance(code, int): return code & 0xFF, None
-            print(code, file=sys.stderr)
+            if error.code is None or isinstance(error.code, int):
+                return Ending(exit_code=(error.code or 0) & 0xFF)
+            print(error.code, file=sys.stderr)
+            return Ending(exit_code=1)
         except BaseException as error:
-            links = [report := traceback.TracebackException.from_exception(error)]
-            for link in links:  # keep the candidate's own lines only, in the whole chain
-                link.stack[:] = [line for line in link.stack if line.filename.startswith("<step ")]
-                group = getattr(link, "exceptions", None) or ()
-                links += filter(None, (link.__cause__, link.__context__, *group))
-            print("".join(report.format()), end="", file=sys.stderr)
-        return 1, None
+            return report_exception(error)
 
-def worker_main(control: Line, line: socket.socket, limits: dict) -> None:
-    """Run what the server sends; an understudy ends by answering the judge's calls."""
-    interpreter, peer = Interpreter(limits["result_chars"]), Peer(line, trusted=False)
-    names, socket.socketpair = vars(interpreter.module), pipe_pair
-    OPERATIONS["names"] = lambda asked: {name: names[name] for name in asked if name in names}
-    while (message := control.receive())["op"] == "run":
-        exit_code, result = interpreter.run(message["code"])
-        control.send(frame({"seq": message["seq"], "exit_code": exit_code, "result": result}))
-    while True:
-        peer.answer(peer.receive())
+    def evaluate(self, tree: ast.Module, name: str) -> str | None:
+        """Run a parsed step; returns the repr of a last expression, cut in the middle."""
+        names = vars(self.module)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        if tree.body:
+            exec(compile(tree, name, "exec", dont_inherit=True), names)
+        if not isinstance(last, ast.Expr):
+            return None
+        value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names)
+        if value is None:
+            return None
+        text = repr(value)
+        half = self.result_chars // 2
+        over = len(text) - 2 * half
+        return text if over <= 0 else f"{text[:half]}... {over} characters cut ...{text[-half:]}"
 
-# ─── Judge ───
 
-class TimeUp(BaseException):
-    """The grading's time is over. Not an Exception, so that tests rarely swallow it."""
+def report_exception(error: BaseException) -> Ending:
+    """Print a traceback with the code's own lines only."""
+    links = [traceback.TracebackException.from_exception(error)]
+    for link in links:  # the list grows as we go: the whole chain
+        link.stack[:] = [line for line in link.stack if line.filename.startswith("<step ")]
+        links += [other for other in (link.__cause__, link.__context__) if other]
+        links += getattr(link, "exceptions", None) or []
+    print("".join(links[0].format()), end="", file=sys.stderr)
+    line = links[0].stack[-1].lineno if links[0].stack else getattr(error, "lineno", "?")
+    refused = any(issubclass(link.exc_type or Exception, PermissionError) for link in links)
+    return Ending(1, error=f"{type(error).__name__} in line {line}", refused=refused)
 
-class Scorekeeper(ast.NodeTransformer):
-    """Makes each `assert T` a `try: check(n, T)  except: failed(n)`: the run goes on after it."""
-    def __init__(self, source: str):
-        self.marks: list[bool | None] = []  # of each assert: None until it ran; was it always true?
-        self.error = ""  # built-in exception type of the first failure that was one
-        failures = Exception, SystemExit, KeyboardInterrupt, GeneratorExit  # all but TimeUp
-        self.names = {"__check__": self.check, "__failed__": self.failed, "__failures__": failures}
-        tree = ast.fix_missing_locations(self.visit(ast.parse(source)))
-        self.code = compile(tree, "<tests>", "exec")
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        code = f"try: __check__({(n := len(self.marks))}, 0)\nexcept __failures__: __failed__({n})"
-        self.marks.append(None)
-        attempt = ast.parse(code).body[0]
-        attempt.body[0].value.args[1] = node.test
-        return ast.copy_location(attempt, node)
-    def check(self, number: int, verdict: object) -> None:
-        if not verdict: raise AssertionError
-        self.marks[number] = self.marks[number] is not False
-    def failed(self, *numbers: int) -> None:
-        """Note the exception that is being handled; a failed assert's comes with its number."""
-        for number in numbers:
-            self.marks[number] = False
-        kinds = (k for k in sys.exc_info()[0].__mro__ if EXCEPTIONS.get(k.__name__) is k)
-        self.error = self.error or next(kinds).__name__.replace("AssertionError", "")
 
-def judge_main(control: Line, line: socket.socket, limits: dict) -> None:
-    """Run the hidden tests against the understudy's functions, and report the counts."""
-    task, peer, ended, timed_out = control.receive(), Peer(line, trusted=True), False, False
-    keeper, helpers = Scorekeeper(task["tests"]), compile(task["helpers"], "<helpers>", "exec")
-    space: dict = {"__name__": "tests", **keeper.names}
-    seconds = control.receive()["seconds"]  # all that can be done ahead is done
-    def time_up(*_): raise TimeUp
-    try:
-        signal.signal(signal.SIGALRM, time_up)
-        # It repeats, in case that a test's bare `except:` swallows the first.
-        signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
-        exec(helpers, space)
-        found = peer.request("names", task["names"])
-        # not the names of `found`: the other end may name anything
-        space |= {name: found[name] for name in task["names"] if name in found}
-        for name in task["classes"]:
-            if type(value := space.get(name)) is Remote:
-                space[name] = Remote(peer, value._number, True)
-        exec(keeper.code, space)
-        ended = True
-    except TimeUp:
-        timed_out = True
-    except BaseException:
-        keeper.failed()
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    passed = keeper.marks.count(True)
-    solved = ended and passed > 0 and False not in keeper.marks
-    report = {"passed": passed, "solved": solved, "timed_out": timed_out, "error": keeper.error}
-    control.send(frame(report))
+# ── Worker ────────────────────────────────────────────────────────────────────────────────────────
 
-# ─── Janitor ───
 
-def janitor_main(control: Line, _: socket.socket, limits: dict) -> None:
-    """Measure and clear the others' folders, which may hold anything: only this process, itself
-    shut in, ever walks them. At the end of its line, which is the server's end, it clears all."""
-    # Names of its own: an earlier janitor may have left some.
-    serial, base = itertools.count(os.getpid() << 32), os.getcwd()
-    def entries(folder: str) -> list[os.DirEntry]:
-        os.chmod(folder, 0o700)  # it may have been locked
-        return [*os.scandir(folder)]
-    def clear(folder: str) -> None:
-        pending = [f"{base}/{folder}"]
-        for path in pending:
-            with contextlib.suppress(OSError):  # what is left goes with the server's end
-                for entry in entries(path):
-                    if entry.is_dir(follow_symlinks=False):
-                        # Moved up before it is emptied: no recursion, and no path gets too long.
-                        pending.append(f"{base}/.{os.getpid()}.{next(serial)}")
-                        os.chmod(entry.path, 0o700)
-                        os.rename(entry.path, pending[-1])
-                    else:
-                        os.unlink(entry.path)
-                os.rmdir(path)
-    def over(folder: str) -> bool:
-        pending, count, size = [folder], 0, 0
+class Worker:
+    """All that a worker is, made once in the zygote, where 0 to 4 are what they will be in a fork:
+    nothing, standard output, standard error, the line to the server, the line to the judge.
+
+    The server sends {"seq"} and perhaps "setup", "replay" ([[code, stdin], …]), "code" with "stdin"
+    and "then", and gets {"seq", "fault"} (of the setup) and an Ending. Then the worker waits for
+    more, or serves its judge ("then": "serve"), or takes {"task", "facts", "seconds"} and runs the
+    tests itself ("inside")."""
+
+    def __init__(self, result_chars: int) -> None:
+        self.interpreter = Interpreter(result_chars)
+        self.control = Line(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 3))
+        self.peer = Peer(Line(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 4)), False)
+
+    def work(self) -> None:
+        then = ""
+        while not then:
+            message = self.control.receive()
+            fault = ""
+            if message.get("setup"):
+                fault = self.interpreter.run(message["setup"]).error
+            for code, stdin in message.get("replay", []):
+                self.interpreter.run(code, stdin)
+            ending = Ending()
+            if "code" in message:
+                ending = self.interpreter.run(message["code"], message["stdin"])
+            then = message.get("then", "")
+            reply = {"seq": message["seq"], "fault": fault, **ending._asdict()}
+            self.control.send(frame(reply))
+        if then == "inside":
+            self.judge_inside(self.control.receive())
+        self.peer.number(vars(self.interpreter.module))
+        self.peer.serve()
+
+    def judge_inside(self, message: dict) -> None:
+        """Run the tests where the code ran, after it: exact, and forgeable."""
+        task = message["task"]
+        facts = Facts(**message["facts"])
+        score = Score(Tests(task["tests"]), facts.names)
+        space = vars(self.interpreter.module)
+        self.control.send(frame(score.run(task, facts, space, Deadline(message["seconds"]))))
+
+
+# ── Judge ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Mailbox:
+    """What has come over a stream socket: frames, whole or not yet, and descriptors with them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.data = bytearray()
+        self.fds: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """Of the next frame with its head, in bytes, as far as it is known."""
+        return 4 + int.from_bytes(self.data[:4], "big")
+
+    def fill(self) -> bool:
+        """Read what comes next, and wait for it where the socket blocks; False at the end."""
         try:
-            for path in pending:
-                for entry in entries(path):
-                    count, size = count + 1, size + entry.stat(follow_symlinks=False).st_blocks
-                    if count > limits["folder_entries"] or size * 512 > limits["folder_bytes"]:
-                        return True
-                    pending += [entry.path] * entry.is_dir(follow_symlinks=False)
-        except OSError as error:
-            # Gone: its owner is at work there. Too long a name: nobody needs that deep a tree.
-            return error.errno == errno.ENAMETOOLONG
-        return False
-    with contextlib.suppress(EOFError, OSError):
-        while message := control.receive():
-            if message["op"] == "clear":
-                clear(message["folder"])
+            data, fds, _, _ = socket.recv_fds(self.sock, 262_144, 64)
+        except BlockingIOError:
+            return True  # nothing yet
+        except OSError:
+            return False  # it died with something of ours unread
+        self.fds += fds
+        self.data += data
+        return bool(data)
+
+    def take(self) -> Any:
+        """The next message, or None if it is not whole yet."""
+        size = self.size
+        if len(self.data) < max(size, 5):
+            return None
+        message = json.loads(self.data[4:size])
+        del self.data[:size]
+        return message
+
+    def wait(self) -> Any:
+        """The next message; raises EOFError when the other end is gone."""
+        message = self.take()
+        while message is None:
+            if not self.fill():
+                raise EOFError("the other end is gone")
+            message = self.take()
+        return message
+
+    def take_fds(self, count: int) -> list[int]:
+        given = self.fds[:count]
+        del self.fds[:count]
+        return given
+
+
+REPORTED = 77  # the exit code of a fork of the judge that has sent its report
+
+
+class Judge:
+    """Holds the tests of a session's task, and grades one worker after another.
+
+    The server sends {"task": {its sources by name}, "facts"} and gets {"facts"} or {"bad": words};
+    then, as often as it likes, {"seconds", "seed"} with the line to a worker, and gets the report
+    of Score.run() with "fit" (may this process grade again?) and "broken" (why the line broke).
+    {"died": status} is the report of a fork that ended without one."""
+
+    def __init__(self, sock: socket.socket, isolation: Isolation, limits: dict[str, int]) -> None:
+        self.sock = sock
+        self.mailbox = Mailbox(sock)
+        self.isolation = isolation
+        self.limits = limits
+        self.pid = os.getpid()
+        self.folder = os.getcwd()
+
+    def serve(self) -> None:
+        gc.disable()
+        cap_recursion()
+        for turn in itertools.count(1):
+            message = self.mailbox.wait()
+            if "task" in message:
+                self.tell(self.prepare(message["task"], message["facts"]))
+            elif self.facts.pure:
+                self.grade(message)
             else:
-                found = [name for name in message["folders"] if over(f"{base}/{name}")]
-                control.send(frame({"over": found}))
-    for name in os.listdir(base) * 3:
-        clear(name)
+                self.grade_in_fork(message)
+            if turn % 32 == 0:
+                gc.collect()
 
-# ─── Zygote ───
+    def tell(self, message: dict) -> None:
+        self.sock.sendall(frame(message))
 
-def zygote_main(config: dict) -> None:
-    """Fork the others on the server's command, and reap them; end with all of them at its EOF.
-    Commands are lines of JSON on descriptor 0, each with the new process's descriptors. Answers:
-    {"id", "pid", "pidfd"} with a pidfd, {"id", "error"}, and {"exit": pid, "status"}."""
-    for name in config["preload"]:
+    def prepare(self, task: dict[str, str], facts: dict | None) -> dict:
         try:
-            __import__(name)
-        except ImportError as error:
-            sys.exit(f"python_env: cannot preload {name!r}: {error}")
-    control, own_pid, children = socket.socket(fileno=0), os.getpid(), {}
-    files = resource.RLIMIT_NOFILE
-    resource.setrlimit(files, (4096, resource.getrlimit(files)[1]))
-    wake, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
-    readable = open_readable(config["hidden"])
-    gc.collect()
-    gc.freeze()  # so that a child's collections do not touch, and copy, the shared pages
-    def tell(fds: list[int] = [], **message) -> None:
+            self.facts = Facts(**facts) if facts else read_tests(task)
+            self.task = task
+            self.tests = Tests(task["tests"])
+            compile(task["helpers"], "<helpers>", "exec")
+        except BadTask as error:
+            return {"bad": str(error)}
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            return {"bad": f"the tests do not compile: {error!s:.160}"}
+        return {"facts": self.facts._asdict()}
+
+    def grade_in_fork(self, message: dict) -> None:
+        """Grade in a copy of this process, so that whatever the tests change goes with it."""
+        child = os.fork()
+        if child:
+            os.close(self.mailbox.take_fds(1)[0])
+            _, status = os.waitpid(child, 0)
+            if os.waitstatus_to_exitcode(status) != REPORTED:
+                self.tell({"died": os.waitstatus_to_exitcode(status)})
+            return
+        try:
+            self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG: a fork does not inherit it
+            if os.getppid() == self.pid:
+                self.isolation.install_filter("worker")  # which takes fork and prctl away again
+                self.grade(message)
+                os._exit(REPORTED)
+        finally:
+            os._exit(70)
+
+    def grade(self, message: dict) -> None:
+        line = Line(socket.socket(fileno=self.mailbox.take_fds(1)[0]))
+        with line.sock:
+            peer = Peer(line, True)
+            report = self.run(peer, message)
+        peak = self.isolation.resource.getrusage(self.isolation.resource.RUSAGE_SELF).ru_maxrss
+        fit = not (report.get("late") or peer.broken or os.listdir(self.folder))
+        self.tell({**report, "fit": fit and peak < 262_144, "broken": peer.broken})
+
+    def run(self, peer: Peer, message: dict) -> dict:
+        seed_random(message["seed"])
+        score = Score(self.tests, self.facts.names)
+        space: dict = {"__name__": "__main__"}
+        try:
+            found = peer.request("names", 0, self.facts.names)
+            # Not the names of `found`: the other end may name anything.
+            space.update({name: found[name] for name in self.facts.names if name in found})
+            for name in self.facts.classes:
+                peer.open_class(space.get(name))
+        except Exception:
+            return {"passed": 0}  # the line broke
+        return score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))
+
+
+def cap_recursion() -> None:
+    """Tests may raise the recursion limit, but not so far that a deep value overflows the stack of
+    C, for which restrict_stack() has made room."""
+    set_limit = sys.setrecursionlimit
+
+    def set_capped_limit(limit: int) -> None:
+        set_limit(min(limit, 50_000))
+
+    sys.setrecursionlimit = set_capped_limit
+    set_limit(5_000)  # that of the tests, and of the calls back and forth
+
+
+ENTROPY = random.Random()  # what numpy seeds its generators from
+
+
+def seed_random(seed: int) -> None:
+    """Make chance alike in each worker of an episode, or a replay would not come to the same."""
+    random.seed(seed)
+    ENTROPY.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+# ── Zygote ────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_SWEEPERS = 4  # at once; while that many are at work, forks wait
+
+
+class Zygote:
+    """Forks workers and judges on the server's command, ends and reaps them, and clears their
+    folders; ends with all of them when the server's end of the line closes.
+
+    Commands are {"op", "id", "fds"} and more: "spawn" ("role", "seed", with the new process's
+    descriptors), "signal" ("number"), "end", and "pids" ("ids"). The server hears {"id", "error"}
+    of a spawn that failed, {"id", "status"} of a process that was reaped, {"pids"}. Nobody else
+    reaps, so nobody else needs to signal, and a pid here is never another process's. There is no
+    SIGCHLD: the server sees the line of a dead process end, and has it ended here."""
+
+    def __init__(self, config: dict, mailbox: Mailbox, worker: Worker, null: int) -> None:
+        self.mailbox = mailbox
+        self.worker = worker
+        self.null = null
+        self.base = config["base"]
+        self.limits = config["limits"]
+        self.own_pid = os.getpid()
+        self.pids: dict[str, int] = {}  # of the living, by id, which names their folder as well
+        self.ids: dict[int, str] = {}  # of all that were not reaped yet
+        self.sweepers: dict[int, str] = {}  # the folder that each of them clears, by pid
+        self.title = Title()
+        self.title.set("zygote")
+        self.isolation = Isolation(config["hidden"])
+        # Until a worker runs code this ignores a Ctrl-C, which is the server's to handle.
+        signal.signal(signal.SIGINT, self.worker.interpreter.interrupt)
+        self.restrict_stack()
+        self.isolation.restrict_zygote()
+
+    def restrict_stack(self) -> None:
+        """Room for deep recursion of C: comparing two values that are 50,000 levels deep."""
+        resource = self.isolation.resource
+        _, most = resource.getrlimit(resource.RLIMIT_STACK)
+        wanted = 128 << 20
+        soft = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, most))
+
+    def serve(self) -> None:
+        self.tell(isolation=self.isolation.probe(), version=sys.version)
+        self.start_freshener()
+        for name in os.listdir(self.base):  # what a zygote that died has left
+            self.sweep(f"{self.base}/{name}")
+        gc.collect()
+        gc.freeze()  # so that a child's collections do not touch, and copy, the shared pages
+        while self.fill():
+            command = self.mailbox.take()
+            while command:
+                fds = self.mailbox.take_fds(command["fds"])
+                getattr(self, command["op"])(command, fds)
+                command = self.mailbox.take()
+            self.reap()
+        self.close()
+
+    def fill(self) -> bool:
+        """Wait for commands, and meanwhile reap those that are dying; False at the end."""
+        while len(self.ids) > len(self.pids) or self.sweepers:
+            if select.select([self.mailbox.sock], [], [], 0.05)[0]:
+                break
+            self.reap()
+        return self.mailbox.fill()
+
+    def tell(self, **message: object) -> None:
         with contextlib.suppress(OSError):  # the server's end is noticed by reading
-            socket.send_fds(control, [json.dumps(message).encode() + b"\n"], fds)
-    def spawn(spec: dict, fds: list[int]) -> None:
+            self.mailbox.sock.sendall(frame(message))
+
+    def spawn(self, command: dict, fds: list[int]) -> None:
+        while len(self.sweepers) >= MOST_SWEEPERS:
+            self.reap(0)
         try:
-            if spec["role"] != "janitor":  # whose folder is the one that holds all the others
-                os.mkdir(spec["folder"], 0o700)
-            if (pid := os.fork()) == 0:
-                child_main(spec, fds, readable, own_pid)
-            children[pid] = spec["role"]
-            if hasattr(os, "pidfd_open"):
-                fds.append(os.pidfd_open(pid))  # before it can be reaped: it cannot be another's
-            pidfd = fds[spec["fds"]:]
-            tell(pidfd, id=spec["id"], pid=pid, pidfd=len(pidfd))
+            folder = self.make_folder(command["id"])
+            pid = os.fork()
+            if not pid:
+                self.become(command["role"], command["seed"], fds, folder)
+            self.pids[command["id"]] = pid
+            self.ids[pid] = command["id"]
         except OSError as error:
-            tell(id=spec["id"], error=str(error))
+            self.tell(id=command["id"], error=str(error))
         for fd in fds:
             os.close(fd)
-    def reap() -> None:
-        os.read(wake, 4096)
-        while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            children.pop(ended[0], None)
-            tell(exit=ended[0], status=ended[1])
-    tell(id="ready", isolation=probe())
-    pending, fds, data = b"", [], b"\n"
-    while data:
-        ready, _, _ = select.select([control, wake], [], [])
-        if wake in ready:
-            reap()
-        if control in ready:
-            data, received = b"", []
-            with contextlib.suppress(ConnectionResetError):  # it died with answers of ours unread
-                data, received, _, _ = socket.recv_fds(control, 65_536, 64)
-            *lines, pending = (pending + data).split(b"\n")
-            fds += received
-            for spec in map(json.loads, lines):
-                given, fds = fds[:spec["fds"]], fds[spec["fds"]:]
-                spawn(spec, given)
-    for pid, role in children.items():
-        if role != "janitor":  # which notices the end by itself, and clears up
-            os.kill(pid, signal.SIGKILL)
-    while children and select.select([wake], [], [], 10)[0]:
-        reap()
-    with contextlib.suppress(OSError):
-        os.rmdir(config["base"])
 
-def child_main(spec: dict, fds: list[int], readable: list, zygote: int) -> None:
-    """What a fork becomes; it never returns. The zygote's own descriptors fill 0 to 4, so the new
-    ones are above; they come as control, line, and, of a worker that is heard, stdout, stderr."""
-    try:
-        if LINUX:
-            LIBC.prctl(1, int(signal.SIGKILL), None, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != zygote: return  # it died before that
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        limits, role, folder = spec["limits"], spec["role"], spec["folder"]
-        null = os.open(os.devnull, os.O_RDWR)
-        for place, fd in enumerate([null, *(fds[2:] or (null, null)), *fds[:2]]):
-            os.dup2(fd, place, inheritable=False)
-        os.chdir(folder)
-        os.environ.update(HOME=folder, TMPDIR=folder)
-        rlimits = {"AS": limits["memory_mb"] << 20, "FSIZE": limits["file_bytes"],
-                   "NOFILE": limits["open_files"], "NPROC": limits["processes"],
-                   "CPU": sys.maxsize if role == "janitor" else limits["cpu_s"]}
-        os.closerange(max([4, *(fd for fd, _ in readable)]) + 1, 4096)
-        lock_down(readable, folder, rlimits, filtered=role != "janitor")
-        random.seed(spec["seed"])
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(spec["seed"] % 2**32)
-        main = {"janitor": janitor_main, "judge": judge_main, "worker": worker_main}[role]
-        main(Line(socket.socket(fileno=3)), socket.socket(fileno=4), limits)
-    except (EOFError, OSError):
-        pass  # the server hung up
-    finally:
-        os._exit(70)
-# ═══ 5. Sandbox: the server's side of those processes ═════════════════════════════════════════════
-
-COMMON_MODULES = (
-    "math cmath re collections itertools functools heapq bisect json random string datetime time "
-    "decimal fractions statistics typing dataclasses copy enum abc operator textwrap contextlib "
-    "calendar hashlib struct io array queue threading unicodedata").split()
-WORKER_ENVIRONMENT = dict.fromkeys(  # the fixed hash seed makes scores agree between servers
-    ("MALLOC_ARENA_MAX", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
-    "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-PATIENCE_S = 60.0  # with our own zygote and janitor: what is to be preloaded may import slowly
-REPLY_BYTES = 2**20  # that a process may send and nobody has read; more ends its connection
-BROKEN = EOFError, OSError, ValueError, RecursionError, asyncio.TimeoutError  # of receive()
-# What came of running code; `died`: the process is gone, and its names with it.
-Outcome = collections.namedtuple("Outcome", "exit_code result timed_out died")
-# Off sys.path goes the current folder, which `-c` puts first, and ours, where an editable install
-# puts it: what is on the path is readable.
-ZYGOTE_PROGRAM = """import sys
-sys.path[:] = filter(None, sys.path)
-import json, os
-config = json.loads(sys.argv[1])
-sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["off_path"]]
-%s
-zygote_main(config)"""
-
-class Capture(asyncio.Protocol):
-    """An output stream of a worker: its pipe is emptied at once, a head and a tail are kept."""
-    def __init__(self, most: int):
-        self.half, self.closed, self.data, self.cut = most // 2, False, b"", 0
-    def data_received(self, data: bytes) -> None:
-        self.data, over = self.data + data, len(self.data) + len(data) - 2 * self.half
-        if over > 0:
-            self.data, self.cut = self.data[:self.half] + self.data[-self.half:], self.cut + over
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closed = True  # the process died, or its code did that: a new one is wanted
-    def take(self) -> str:
-        """All since the last call. Once a reply is here, so is what was printed before it: the
-        loop reads whatever is ready, a whole pipe at a time, before it wakes who waits."""
-        said = f"\n... {self.cut} bytes cut ...\n".encode() if self.cut else b""
-        text = self.data[:self.half] + said + self.data[self.half:]
-        self.data, self.cut = b"", 0
-        return text.decode(errors="replace")
-
-class Process(asyncio.Protocol):
-    """A process forked by the zygote, as the server holds it. All that it sends may be a lie."""
-    def __init__(self, sandbox: "Sandbox", folder: str):
-        self.sandbox, self.folder, self.streams, self.judge = sandbox, folder, [], None
-        self.held: list[Any] = []  # to be closed with it: its pipes, and the judge that calls it
-        self.inbox, self.news = bytearray(), asyncio.Event()  # what came; news of more, or its end
-        self.pid, self.pidfd, self.seq, self.why = 0, -1, 0, ""  # why: the server ended it
-        self.busy = self.touched = False  # touched: the next sample looks at its threads and files
-        self.started, self.exited = (asyncio.get_running_loop().create_future() for _ in range(2))
-    def connection_made(self, transport: Any) -> None: self.transport = transport
-    def connection_lost(self, error: Exception | None) -> None: self.news.set()
-    def data_received(self, data: bytes) -> None:
-        self.inbox += data
-        self.news.set()
-        if len(self.inbox) > REPLY_BYTES:
-            self.transport.abort()
-    def over(self, status: int = signal.SIGKILL, error: str = "the zygote died") -> None:
-        """It ended with this wait status; or the error tells why it never began."""
-        for future, value in ((self.started, error), (self.exited, status)):
-            if not future.done():
-                future.set_result(value)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-        self.pidfd = -1
-    def send(self, message: dict) -> None:
-        if not self.transport.is_closing():  # else receive() will tell
-            self.transport.write(frame(message))
-    async def receive(self) -> dict:
-        """Its next frame. Raises one of BROKEN when it is gone or talks nonsense."""
-        while len(self.inbox) < (size := 4 + int.from_bytes(self.inbox[:4], "big")):
-            if self.transport.is_closing() or size > REPLY_BYTES:
-                raise EOFError("the process is gone, or announces too long a frame")
-            self.news.clear()
-            await self.news.wait()
-        message = json.loads(self.inbox[4:size])
-        del self.inbox[:size]
-        if not isinstance(message, dict): raise ValueError("a frame that is no object")
-        return message
-    def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self.pidfd >= 0:
-                signal.pidfd_send_signal(self.pidfd, number)
-            elif self.pid and not self.exited.done():
-                os.kill(self.pid, number)  # a system without pidfds: it may just have been reaped
-    def wake(self) -> None:
-        self.busy = self.touched = True
-        self.signal(signal.SIGCONT)  # a grading, or the sampler, may have stopped it
-    def kill(self, why: str = "") -> None:
-        """End it now; who waits for a frame of it gets an EOFError."""
-        self.why = self.why or why
-        self.signal(signal.SIGKILL)
-        self.transport.abort()
-    def close(self) -> None:
-        """Kill it and give back what it holds; its folder is cleared once it has ended."""
-        self.kill()
-        for held in self.held:
-            held.close()
-    async def run(self, code: str, seconds: float) -> Outcome:
-        """Run code for at most `seconds` and a grace: first interrupted, then killed."""
-        loop, limits, died = asyncio.get_running_loop(), self.sandbox.limits, False
-        end, self.seq = loop.time() + seconds, self.seq + 1
-        timers = [loop.call_at(end, self.signal, signal.SIGINT),
-                  loop.call_at(end + limits.grace_s, self.kill, "it did not stop in time")]
-        self.wake()
+    def make_folder(self, name: str) -> str:
+        folder = f"{self.base}/{name}"
         try:
-            self.send({"op": "run", "code": code, "seq": self.seq})
-            seq, exit_code, result = map((await self.receive()).get, ("seq", "exit_code", "result"))
-            if seq != self.seq or type(exit_code) is not int or not isinstance(result, str | None):
-                raise ValueError("forged: our program says no such thing")
-        except BROKEN:
-            died = True
-            self.kill()
-        except asyncio.CancelledError:
-            self.kill("its client went away during a step")
-            raise
+            os.mkdir(folder, 0o700)
+        except FileNotFoundError:  # somebody cleaned the temporary folder below us
+            os.mkdir(self.base, 0o700)
+            os.mkdir(folder, 0o700)
+        return folder
+
+    def signal(self, command: dict, _: list[int]) -> None:
+        if command["id"] in self.pids:
+            os.kill(self.pids[command["id"]], command["number"])
+
+    def end(self, command: dict, _: list[int]) -> None:
+        pid = self.pids.pop(command["id"], 0)
+        if pid:
+            os.kill(pid, SIGKILL)
+            self.reap()
+
+    def pids_of(self, command: dict, _: list[int]) -> None:
+        self.tell(pids={name: self.pids.get(name, 0) for name in command["ids"]})
+
+    def reap(self, options: int = os.WNOHANG) -> None:
+        """Take note of children that have ended; `options` 0: wait for one."""
+        while self.ids or self.sweepers:
+            pid, status = os.waitpid(-1, options)
+            if not pid:
+                return
+            options = os.WNOHANG
+            if pid in self.sweepers:
+                remove_folder(self.sweepers.pop(pid))
+                continue
+            name = self.ids.pop(pid)
+            self.pids.pop(name, None)
+            self.tell(id=name, status=status)
+            folder = f"{self.base}/{name}"
+            if not remove_folder(folder):
+                self.sweep(folder)
+
+    def sweep(self, folder: str) -> None:
+        """Clear what a dead worker has left, in a process that can touch nothing else."""
+        pid = os.fork()
+        if pid:
+            self.sweepers[pid] = folder
+            return
+        try:
+            self.prepare_child("sweeper")
+            self.isolation.lock_down("sweeper", folder, {"NOFILE": 64, "CPU": 60})
+            clear_folder(folder)
         finally:
-            self.busy = False
-            for timer in timers:
-                timer.cancel()
-        timed_out = loop.time() >= end
-        if died:
-            status = os.waitstatus_to_exitcode(await self.sandbox.owed(self.exited))
-            exit_code, result = status if status >= 0 else 128 - status, None
-        result = result and result[:limits.result_chars + 100]
-        return Outcome(124 if timed_out else exit_code & 0xFF, result, timed_out, died)
+            os._exit(0)
 
-class Sandbox:
-    """The zygote and everything that it forked. One a server; it lives in one event loop.
-
-    `preload`: more modules to import before the forks. `hidden`: paths that no worker may read.
-    `isolation`: what was truly reached on this machine; it is tried out in a child at start."""
-    def __init__(self, limits: Limits = LIMITS, preload: tuple = (), hidden: tuple = ()):
-        self.limits, self.preload, self.hidden, self.isolation = limits, preload, hidden, {}
-        self.processes: dict[int | str, Process] = {}  # by pid; by folder, until that is known
-        self.base, self._lost = "", True
-        self._up = self._janitor = self._sampler = self._burial = None
-        self.spec_limits = dataclasses.asdict(limits) | {"processes": 4_096}
-        for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
-            with contextlib.suppress(OSError, ValueError):  # the server keeps a reserve of them
-                self.spec_limits["processes"] = max(64, int(Path(path).read_text()) - 32)
-    async def start(self) -> None:
-        """Start the zygote, unless it runs already. Raises FactoryError when it does not start."""
-        if not self._up or self._up.done() and self._lost:
-            self._up = asyncio.create_task(self._launch())
-        await asyncio.shield(self._up)  # others wait for it as well, whatever becomes of us
-    async def _launch(self) -> None:
-        own, source = Path(os.path.realpath(__file__)), inspect.getsource(sys.modules[__name__])
-        source = source[source.index("# ═══ 4. "):source.index("# ═══ 5. ")]
-        hidden = [own, *own.parent.glob(f"__pycache__/{own.stem}.*")]
-        installed = own.parent.name in ("site-packages", "dist-packages")
+    def start_freshener(self) -> None:
+        pid = os.fork()
+        if pid:
+            self.sweepers[pid] = ""
+            return
         try:
-            if self._burial:
-                await self._burial  # then nothing writes to the base any more
-            if not os.path.isdir(self.base):
-                self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
-            config = {"preload": [*COMMON_MODULES, *self.preload], "base": self.base,
-                      "off_path": [] if installed else [str(own.parent)],
-                      "hidden": [*map(os.path.realpath, map(str, (*hidden, *self.hidden)))]}
-            self._control, theirs = socket.socketpair()
-            with theirs:
-                self._zygote = subprocess.Popen(
-                    [sys.executable, "-s", "-c", ZYGOTE_PROGRAM % source, json.dumps(config)],
-                    stdin=theirs, stdout=subprocess.DEVNULL, env=WORKER_ENVIRONMENT, cwd="/",
-                    start_new_session=True)
-            if LINUX:
-                LIBC.prctl(36, 1, None, 0, 0)  # CHILD_SUBREAPER: its orphans shall be ours
-            self._pending, self._fds, self._janitor, self._lost = b"", [], None, False
-            self._control.setblocking(False)
-            asyncio.get_running_loop().add_reader(self._control, self._read)
-            self._janitor = await self._spawn("janitor", folder=self.base)
-            # What a zygote that died has left; cleared before it could hit a new worker's folder
-            self._janitor.send({"op": "clear", "folder": "."})
-            await self._measure(self._janitor, [])
-        except BROKEN as error:
-            self._fail()
-            raise FactoryError(f"the zygote, which forks interpreters, failed: {error}") from None
-        self._sampler = self._sampler or asyncio.create_task(self._sample())
-    async def _measure(self, janitor: Process, processes: list[Process]) -> None:
-        """End those whose files grew over the limit; only the janitor looks into folders."""
-        janitor.send({"op": "measure", "folders": [process.folder for process in processes]})
-        over = (await asyncio.wait_for(janitor.receive(), PATIENCE_S)).get("over", [])
-        for process in processes:
-            if process.folder in over:
-                process.kill("its files grew over the limit")
-    async def owed(self, future: asyncio.Future) -> Any:
-        """What the zygote will bring, or its end will; the future is not cancelled with us."""
-        while not (await asyncio.wait([future], timeout=PATIENCE_S))[0]:
-            self._fail()
-        return future.result()
-    def _read(self) -> bool:
-        """Take up answers of the zygote; False: no more. It runs no candidate code."""
-        data, fds = b"", []
-        with contextlib.suppress(OSError):
-            data, fds, _, _ = socket.recv_fds(self._control, 65_536, 64)
-        self._fds += fds
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for message in map(json.loads, lines):
-            if isolation := message.get("isolation"):
-                self.isolation = isolation | {"full": all(isolation.values())}
-            elif "pid" in message:  # registered here, as its exit may be the next line
-                process = self.processes[message["pid"]] = self.processes.pop(message["id"])
-                process.pid = message["pid"]
-                process.pidfd = self._fds.pop(0) if message["pidfd"] and self._fds else -1
-                process.started.set_result("")
-                if process.transport.is_closing():
-                    process.kill()  # who asked for it was cancelled meanwhile
+            self.prepare_child("freshener")
+            os.closerange(5, 4096)
+            os.setpriority(os.PRIO_PROCESS, 0, 19)
+            freshen(self.isolation.readable)
+        finally:
+            os._exit(0)
+
+    def close(self) -> None:
+        for name in [*self.pids]:
+            self.end({"id": name}, [])
+        for pid, folder in self.sweepers.items():
+            if not folder:
+                os.kill(pid, SIGKILL)
+        while self.ids or self.sweepers:
+            self.reap(0)
+        remove_folder(self.base)
+
+    def prepare_child(self, role: str) -> None:
+        self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != self.own_pid:
+            os._exit(70)  # it died before that
+        self.title.set(role)
+        self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
+
+    def become(self, role: str, seed: int, fds: list[int], folder: str) -> None:
+        """What a fork does; it never returns. Its descriptors come as control and, of a worker,
+        line, standard output, standard error. The zygote has kept 0 to 4 free for them."""
+        try:
+            self.prepare_child(role)
+            # All that is left to do of threading's own hook.
+            threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
+            control, line, out, err = (*fds, *[self.null] * 3)[:4]
+            for place, fd in enumerate((self.null, out, err, control, line)):
+                os.dup2(fd, place, inheritable=False)
+            os.chdir(folder)
+            os.environ["HOME"] = folder
+            os.environ["TMPDIR"] = folder
+            self.isolation.lock_down(role, folder, self.limits["rlimits"])
+            seed_random(seed)
+            if role == "judge":
+                Judge(self.worker.control.sock, self.isolation, self.limits).serve()
             else:
-                process = self.processes.pop(message.get("exit") or message["id"])
-                process.over(message.get("status", 0), message.get("error", ""))
-                if self._janitor:
-                    self._janitor.send({"op": "clear", "folder": process.folder})
-        if not data or self._janitor and self._janitor.exited.done():
-            self._fail()
-        return bool(data)
-    def _fail(self) -> None:
-        """Give up the zygote and all of its processes; start() begins anew."""
-        if self._lost: return
-        self._lost = True
-        asyncio.get_running_loop().remove_reader(self._control)
-        self._zygote.kill()
-        self._burial = asyncio.create_task(self._bury())
-    async def _bury(self) -> None:
-        """Reap the zygote and, as its subreaper, what it left: by pidfd, as pids are used again."""
-        while self._zygote.poll() is None:
-            await asyncio.sleep(0.005)
-        while self._read():
-            pass  # it may have announced more processes
-        self._control.close()
-        lost, self.processes = [*self.processes.values()], {}
-        for process in filter(None, [*lost, self._janitor]):
-            process.kill("the sandbox had to be started again")
-        orphans = [("P_PIDFD", process.pidfd) for process in lost]
-        for kind, key in (*orphans, ("P_PGID", self._zygote.pid)):  # its group: one not announced
-            with contextlib.suppress(OSError, AttributeError):  # reaped before, or not on Linux
-                while not os.waitid(getattr(os, kind), key, os.WEXITED | os.WNOHANG):
-                    await asyncio.sleep(0.005)
-        for process in lost:
-            process.over()
-        with contextlib.suppress(OSError):  # not empty: the next janitor's to clear
-            os.rmdir(self.base)
-    async def spawn(self, seed: int, *, streams: bool = False, judged: bool = False) -> Process:
-        """Fork a worker. `streams`: capture its output; `judged`: fork its judge as well. Raises
-        FactoryError when it cannot be had: no more processes, memory or descriptors."""
-        end = time.monotonic() + 1  # by then the sampler has ended somebody else's thread bomb
-        while True:
-            try:
-                await self.start()
-                near, far = socket.socketpair()
-                with near, far:
-                    return await self._spawn("worker", seed, near, far if judged else None, streams)
-            except (OSError, FactoryError) as error:
-                if time.monotonic() > end:
-                    raise FactoryError(f"no interpreter could be started: {error}") from None
-            await asyncio.sleep(0.05)
-    async def _spawn(self, role: str, seed: int = 0, line: Any = None, judge_line: Any = None,
-                     streams: bool = False, folder: str = "") -> Process:
-        folder = folder or secrets.token_hex(16)  # stat() works anywhere: names must not be guessed
-        loop, control = asyncio.get_running_loop(), self._control
-        ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as given_away:
-            _, process = await loop.create_connection(lambda: Process(self, folder), sock=ours)
-            try:
-                given = [theirs, line or theirs]
-                for _ in range(2 * streams):
-                    read, write = map(os.fdopen, os.pipe(), ("rb", "wb"))
-                    given.append(given_away.enter_context(write))
-                    transport, stream = await loop.connect_read_pipe(
-                        lambda: Capture(self.limits.output_bytes), read)
-                    process.held.append(transport)
-                    process.streams.append(stream)
-                spec = {"id": folder, "role": role, "seed": seed, "fds": len(given),
-                        "folder": os.path.join(self.base, folder),
-                        "limits": self.spec_limits}
-                data = json.dumps(spec).encode() + b"\n"  # so short that it is sent whole or not
-                while True:
-                    with contextlib.suppress(BlockingIOError):
-                        socket.send_fds(control, [data], [end.fileno() for end in given])
-                        self.processes[folder] = process
-                        break
-                    await asyncio.sleep(0.005)  # the zygote is behind with its forks
-                if judge_line:  # forked side by side
-                    process.judge = await self._spawn("judge", seed, judge_line)
-                    process.held.append(process.judge)
-                if error := await self.owed(process.started): raise OSError(error)
-                return process
-            except BaseException:
-                process.close()
-                raise
-    async def _sample(self) -> None:
-        """End what grew too many threads (root has no RLIMIT_NPROC) or files; revive the zygote."""
-        while True:
-            await asyncio.sleep(self.limits.sample_s)
-            with contextlib.suppress(FactoryError):
-                await self.start()
-            if not (touched := [p for p in self.processes.values() if p.touched]): continue
-            janitor = self._janitor
-            for process in touched:
-                process.touched = process.busy
-                if not process.busy:  # what it left running stands still until the next step
-                    process.signal(signal.SIGSTOP)
-                with contextlib.suppress(OSError):
-                    if len(os.listdir(f"/proc/{process.pid}/task")) > self.limits.threads:
-                        process.kill(f"it had more than {self.limits.threads} threads")
-            try:
-                await self._measure(janitor, touched)
-            except BROKEN:
-                janitor.kill()  # _read() will notice
-    async def close(self) -> None:
-        """End every process and clear every folder; spawn() would start it all again."""
-        with contextlib.suppress(FactoryError):
-            if self._up:
-                await self.start()  # which clears up after a zygote that died
-        if self._sampler:
-            self._sampler = self._sampler.cancel() and None
-        if not self._lost:
-            workers = [p for p in self.processes.values() if p is not self._janitor]
-            for process in workers:
-                process.close()
-            await asyncio.wait([self._up, *(p.exited for p in workers)], timeout=0.2)
-            self._janitor.transport.close()  # at this end of file it clears all; _read() goes on
-            await asyncio.wait([self._janitor.exited], timeout=0.5)  # with more, it outlives us
-        if self._burial:
-            await asyncio.wait([self._burial], timeout=0.2)
-# ═══ 6. Environment ═══════════════════════════════════════════════════════════════════════════════
-
-A = typing.TypeVar("A", bound=Action)
-O = typing.TypeVar("O", bound=Observation)
-
-class Environment(typing.Generic[A, O]):
-    """Subclass it to write an environment; the server makes one for each session.
-
-    The methods may be coroutines, which run inline in the server's event loop, or plain functions,
-    which run in a thread. reset() may take other keywords as well: a client's reset(**options)
-    brings them. Raise InvalidRequest for a wrong argument, ExecutionError for a bad moment; neither
-    ends the session. The server sees to the order of calls: no step before a reset or after done.
-    """
-    def reset(self, seed: int | None = None, episode_id: str | None = None) -> O:
-        """Begin an episode and return its first observation."""
-        raise ExecutionError(f"{type(self).__name__} does not define reset()")
-    def step(self, action: A) -> O:
-        """Carry out one action; the observation tells the reward, and whether the end is there."""
-        raise ExecutionError(f"{type(self).__name__} does not define step()")
-    def state(self) -> State:
-        """The episode's state; asked for at any time, before the first reset too."""
-        return State()
-    def close(self) -> None:
-        """Give back what the session holds; called once, at its end."""
-
-@dataclass
-class ResetRequest:
-    """What reset() takes of every environment; other keys are the environment's own."""
-    seed: int | None = described("For a repeatable episode", None, ge=0)
-    episode_id: str | None = described("Identifier of the episode", None, max_length=255)
-
-@dataclass
-class PythonResetRequest(ResetRequest):
-    """What PythonEnvironment takes besides the columns of an inline task."""
-    task_id: str | int | None = described("One of the server's tasks, or 'repl'", None)
-    max_steps: int | None = described("Fewer steps than the server's limit", None, ge=1)
-    reward: typing.Literal["score", "gain"] | None = described("gain: improvement only", None)
-
-class PythonEnvironment(Environment[PythonAction, PythonObservation]):
-    """A session of Python code in an interpreter of its own, judged by hidden tests. `turn` counts
-    the episodes of all sessions, so that tasks rotate where nobody chooses one."""
-    def __init__(self, sandbox: Sandbox, tasks: dict[str, Task], turn: typing.Iterator[int]):
-        self.sandbox, self.limits, self.tasks, self.turn = sandbox, sandbox.limits, tasks, turn
-        self.task, self.episode = REPL, PythonState(task_id=REPL.task_id)
-        self.worker: Process | None = None  # the agent's interpreter
-        self.understudy: asyncio.Task[Process] | None = None  # brings another to where that one is
-        self.processes: list[Process] = []  # all of the session's
-    def _choose(self, options: PythonResetRequest, row: dict[str, Any]) -> Task:
-        """An inline task, the one that is named, or the next in turn (by seed: a fixed one)."""
-        if any(row.get(key) is not None for key in ("tests", "test", "test_list")):
-            return Task.from_row(row)
-        names, name, seed = [*self.tasks], str(options.task_id)[:200], options.seed
-        if options.task_id is None:
-            turn = next(self.turn) if seed is None else random.Random(seed).randrange(2**32)
-            name = names[turn % len(names)]
-        if task := {REPL.task_id: REPL, **self.tasks}.get(name): return task
-        near = difflib.get_close_matches(name, [*names, REPL.task_id], 1, 0)[0]
-        words = f"no task {name!r}; did you mean {near!r}? GET /tasks lists them, tests= brings one"
-        entry = {"type": "unknown_task", "loc": ["task_id"], "msg": words, "input": name}
-        raise InvalidRequest(f"task_id: {words}", [entry])
-    async def reset(self, /, **row: Any) -> PythonObservation:
-        """Begin an episode in a new interpreter. Keys that mean nothing here are ignored, as
-        trainers pass every column of a row. Raises InvalidRequest, FactoryError."""
-        options = known_fields(PythonResetRequest, row)
-        task = self.task = self._choose(options, row)
-        bounds = filter(None, (task.tests and self.limits.task_steps, options.max_steps))
-        most = min(bounds, default=None)
-        self.gain, self.single = options.reward == "gain", bool(task.tests) and most == 1
-        self.seed = secrets.randbits(32) if options.seed is None else options.seed
-        self.episode = PythonState(episode_id=options.episode_id or secrets.token_hex(8),
-                                   task_id=task.task_id, max_steps=most)
-        await self._new_worker()
-        return PythonObservation(
-            task_id=task.task_id, prompt=task.prompt, tests_total=task.tests_total)
-    async def _new_worker(self) -> None:
-        """Begin the session's interpreter anew, and with it the code that every grading repeats."""
-        self._release()
-        self.transcript = [self.task.setup] if self.task.setup else []
-        worker = self.worker = await self._spawn(streams=True, judged=self.single)
-        for code in self.transcript:
-            await worker.run(code, self.limits.step_s)
-        for stream in worker.streams:
-            stream.take()
-        self._prepare()
-    async def _spawn(self, **options: bool) -> Process:
-        process, task = await self.sandbox.spawn(self.seed, **options), self.task
-        self.processes.append(process)
-        if process.judge:  # which prepares all that it can
-            process.judge.send({"tests": task.tests, "helpers": task.helpers,
-                                "names": [*task.names], "classes": [*task.classes]})
-        return process
-    def _prepare(self) -> None:
-        """Begin the next grading ahead of time: an understudy replays what came before."""
-        if self.task.tests and self.worker and not (self.single or self.understudy):
-            self._rehearse([*self.transcript], self.limits.replay_s)
-    def _rehearse(self, codes: list[str], seconds: float) -> None:
-        """Have the understudy, a new one if there is none, run these as well, and no longer."""
-        before, end = self.understudy, time.monotonic() + seconds
-        async def rehearse() -> Process:
-            process = await (before or self._spawn(judged=True))
-            for code in codes:
-                outcome = await process.run(code, max(0.0, end - time.monotonic()))
-                if outcome.died or outcome.timed_out:
-                    process.kill("the code took too long, or died, when it was run again")
-                    break
-            return process
-        self.understudy = asyncio.create_task(rehearse())
-        self.understudy.add_done_callback(lambda task: task.cancelled() or task.exception())
-    def _release(self, keep: Process | None = None) -> None:
-        """End all of the session's processes but one."""
-        if self.understudy:
-            self.understudy.cancel()
-        for process in self.processes:
-            if process is not keep:
-                process.close()
-        self.worker, self.understudy, self.processes = keep, None, [keep] if keep else []
-    def _check(self, action: PythonAction, timeout_s: float | None) -> float:
-        """The seconds that the action gets. Raises InvalidRequest when it asks for too much."""
-        seconds, limits = action.timeout_s or timeout_s or self.limits.step_s, self.limits
-        sizes = [len(code.encode(errors="surrogatepass"))
-                 for code in (*self.transcript, action.code)]
-        for value, what, most in (
-                (seconds, "timeout_s", limits.step_max_s),
-                (sizes[-1], "bytes of code", limits.code_bytes),
-                (sum(sizes), "bytes of the episode's code", limits.transcript_bytes)):
-            if value > most:
-                raise InvalidRequest(f"{value:g} {what} asked for; the limit is {most:g}")
-        return seconds
-    async def step(self, action: PythonAction, timeout_s: float | None = None) -> PythonObservation:
-        """Run the action's code and, where the task has tests, judge all steps so far.
-
-        `timeout_s` counts where the action has none. Raises InvalidRequest, FactoryError, and
-        ExecutionError when the grading itself failed: a fault of ours must not teach a model
-        anything, so there is no reward then."""
-        seconds, notes, task, episode = self._check(action, timeout_s), [], self.task, self.episode
-        if not self.worker or any(stream.closed for stream in self.worker.streams):  # as at death
-            why = self.worker and self.worker.why or "the old one had died"
-            notes.append(f"The interpreter is new: {why}.")
-            await self._new_worker()
-        self._prepare()
-        worker, deadline, passed, solved = self.worker, time.monotonic() + seconds, 0, False
-        if self.understudy:
-            self._rehearse([action.code], seconds)
-        episode.step_count += 1
-        try:
-            outcome = await worker.run(action.code, seconds)
-            if self.worker is not worker:
-                raise ExecutionError("the session was closed during the step")
-            stdout, stderr = (stream.take() for stream in worker.streams)
-            if outcome.timed_out:
-                notes.append(f"The code timed out after {seconds:g} s; gradings leave it out.")
-            if outcome.died:
-                notes.append(f"The interpreter was restarted{': ' * bool(worker.why)}{worker.why}.")
-            if task.tests and not (outcome.timed_out or outcome.died):
-                self.transcript.append(action.code)
-                if self.understudy:  # until the next step it cannot watch that one meet the tests
-                    worker.signal(signal.SIGSTOP)
-                passed, solved, verdict = await self._judge(deadline)
-                notes.append(verdict)
+                sys.modules["__main__"] = self.worker.interpreter.module
+                self.worker.work()
+        except (EOFError, OSError):
+            pass  # the server hung up
         finally:
-            self._release(keep=self.worker)
-        score = passed / task.tests_total if task.tests else 0.0
-        reward = max(0.0, score - episode.best_reward) if self.gain else score
-        episode.best_reward = max(episode.best_reward, score)
-        episode.done = solved or episode.step_count == episode.max_steps
-        if episode.done or outcome.died:
-            self._release()
-        self._prepare()
-        return PythonObservation(
-            done=episode.done, reward=reward, stdout=stdout, stderr=stderr, result=outcome.result,
-            exit_code=outcome.exit_code, task_id=task.task_id, tests_passed=passed,
-            tests_total=task.tests_total, feedback=" ".join(notes))
-    async def _judge(self, deadline: float) -> tuple[int, bool, str]:
-        """Let the hidden tests call the code: how many passed, whether it is solved, a sentence."""
-        total, late = self.task.tests_total, "judging took too long"
-        try:
-            process = await self.understudy if self.understudy else self.worker
-            if process.why: return 0, False, f"Not judged: {process.why}."
-            judge, seconds = process.judge, deadline - time.monotonic()
-            seconds = max(seconds, self.limits.grading_min_s)
-            timer = asyncio.get_running_loop().call_later(seconds + 0.5, judge.kill, late)
-            try:
-                for each, message in ((process, {"op": "serve"}), (judge, {"seconds": seconds})):
-                    each.wake()
-                    each.send(message)
-                report = await judge.receive()
-            except EOFError:
-                if judge.why != late: raise
-                report = {"timed_out": True}
-            finally:
-                timer.cancel()
-        except (FactoryError, *BROKEN) as error:
-            raise ExecutionError(f"the grading failed, hence no reward: {error}") from None
-        # The tests may be a client's, so the judge's word is checked as well.
-        solved, passed, error = map(report.get, ("solved", "passed", "error"))
-        passed = max(0, min(passed, total - 1)) if type(passed) is int else 0
-        words = f"; the first that failed raised {error}" if str(error) in EXCEPTIONS else ""
-        words = "; the time was up before the rest" if report.get("timed_out") else words
-        passed = total if solved is True else passed
-        return passed, solved is True, f"{passed} of {total} tests passed{words}."
-    async def state(self) -> PythonState:
-        return dataclasses.replace(self.episode)
-    async def close(self) -> None:
-        self._release()
+            os._exit(70)
 
-# ═══ 7. Protocol: bytes in, events and bytes out; nothing here waits ══════════════════════════════
 
-# HTTP/1.1 (RFC 9112: bare section numbers are its own). Where it lets us mend or refuse, we refuse:
-# a proxy in front may mend differently, and two readings of the same bytes are how requests are
-# smuggled. So a bare LF ends no line (2.2), and a SINGLE header never comes twice.
-NEED_MORE, EXPECT_CONTINUE, CLOSED = Signal = Enum("Signal", "NEED_MORE EXPECT_CONTINUE CLOSED")
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # the answer to EXPECT_CONTINUE
-TOKEN, TEXT = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", r"[\t -~\x80-\xff]*"
-FIELDS = rf"((?:{TOKEN}:{TEXT}\r\n)*)"
-HEAD = rf"(?:\r\n)?({TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n{FIELDS}\r\n"  # 2.2: one CRLF before
-CHUNK_SIZE = rf"([0-9A-Fa-f]{{1,16}})((?:[ \t]*;{TEXT})?)\r\n"
-SINGLE = {"host", "content-length", "transfer-encoding", "origin", "authorization", "content-type"}
-
-class HTTPError(PythonEnvError):
-    """The peer's fault; `headers` (Allow, ...) go into the answer."""
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers or {}
-
-def require(fact: object, status: int, message: str, headers: dict | None = None) -> None:
-    if not fact: raise HTTPError(status, message, headers)
-
-@dataclass
-class Request:
-    method: str
-    target: str
-    path: str  # percent-decoded once, without the query
-    query: dict[str, str]
-    version: str  # "1.0" or "1.1"
-    headers: dict[str, str]  # names in lower case
-    keep_alive: bool
-    is_upgrade: bool  # to a WebSocket
-    raw_head: bytes  # as it came, for websockets' ServerProtocol.receive_data
-    body: bytes = b""
-    def cookie(self, name: str) -> str | None:
-        pairs = (pair.strip().partition("=") for pair in self.headers.get("cookie", "").split(";"))
-        return next((value for key, _, value in pairs if key == name), None)
-
-def parse_head(head: re.Match) -> Request:  # a match of HEAD; the body comes later
-    method, target, version, fields = head.groups()
-    require(version in ("1.0", "1.1"), 505, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
-    require(len(target) <= 8192, 414, "the target is over 8,192 bytes")  # 3 asks for 8,000
-    require(fields.count("\n") <= LIMITS.headers, 431, f"over {LIMITS.headers} headers")
-    headers, resource = {}, target
-    for name, value in (line.split(":", 1) for line in fields.split("\r\n")[:-1]):
-        name, value = name.lower(), value.strip(" \t")
-        require(name not in headers or name not in SINGLE, 400, f"more than one {name} header")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value  # RFC 9110 5.3
-    require("host" in headers or version == "1.0", 400, "HTTP/1.1 needs a Host header (3.2)")
-    if absolute := re.fullmatch(r"(?i:https?)://([\w.:\[\]-]+)(?![^/?])/?(.*)", target):
-        headers["host"], resource = absolute[1], "/" + absolute[2]  # it overrules Host (3.2.2)
-    require(resource[0] == "/" or (method, target) == ("OPTIONS", "*"), 400, "expected a /path")
-    require(not re.search("#|%(?![0-9A-Fa-f]{2})", target), 400, "a stray # or % in the target")
-    path, _, query = resource.partition("?")
-    connection = re.split(r"\s*,\s*", headers.get("connection", "").lower())
-    upgrade = "upgrade" in connection and headers.get("upgrade", "").lower() == "websocket"
-    return Request(
-        method, target, unquote(path), dict(parse_qsl(query, keep_blank_values=True)), version,
-        headers, "close" not in connection and (version == "1.1" or "keep-alive" in connection),
-        upgrade and version == "1.1", head[0].lstrip().encode("latin-1"))  # 9.3; RFC 9110 7.8
-
-class RequestReader:
-    """The requests of one connection: next_event() until it says NEED_MORE, then feed().
-    The parser is a generator that yields NEED_MORE where a blocking one would wait, so it reads
-    like the grammar. An HTTPError ends it: nobody knows where the next request would begin."""
-    def __init__(self):
-        self.started = False  # is part of a request here? Then a silent peer is slow, not idle
-        self._buffer, self._eof, self._events = bytearray(), False, self._requests()
-    def feed(self, data: bytes) -> None:
-        require(len(self._buffer) <= LIMITS.head_bytes + LIMITS.body_bytes, 413, "too far ahead")
-        self._buffer += data
-    def feed_eof(self) -> None: self._eof = True
-    def next_event(self) -> "Request | Signal":
-        event = next(self._events, CLOSED)
-        if event is not NEED_MORE or not self._eof: return event
-        require(not self.started, 400, "the connection ended inside a request")
-        return CLOSED
-    def trailing(self) -> bytes:  # what came behind an upgrade, for the WebSocket
-        rest, self._buffer = bytes(self._buffer), bytearray()
-        return rest
-    def _requests(self):
-        while True:
-            request = parse_head((yield from self._until(rb"\n\r?\n", HEAD, LIMITS.head_bytes)))
-            self.started = True
-            request.body = yield from self._body(request.headers, request.version)
-            self.started = False
-            yield request
-    def _body(self, headers: dict[str, str], version: str):
-        length, coding = headers.get("content-length", "0"), headers.get("transfer-encoding")
-        if coding is not None:  # 6.1: beside a length, or in HTTP/1.0, it is what smugglers send
-            require(version == "1.1" and "content-length" not in headers, 400, "ambiguous length")
-            require(coding.lower() == "chunked", 501, "a Transfer-Encoding other than chunked")
-        require(re.fullmatch("[0-9]{1,18}", length), 400, "Content-Length is not 1 to 18 digits")
-        require(int(length) <= LIMITS.body_bytes, 413, f"a body over {LIMITS.body_bytes:,} bytes")
-        expect = headers.get("expect", "").lower() if version == "1.1" else ""  # RFC 9110 10.1.1
-        require(expect in ("", "100-continue"), 417, "an expectation other than 100-continue")
-        if expect and (coding or int(length)) and not self._buffer:
-            yield EXPECT_CONTINUE
-        if coding is None: return (yield from self._take(int(length)))
-        body, room, size = bytearray(), LIMITS.head_bytes, 1
-        while size:  # 7.1; `room` is for all the extensions and trailers together
-            chunk = yield from self._until(rb"\n", CHUNK_SIZE, room)
-            size, room = int(chunk[1], 16), room - len(chunk[2])
-            require(len(body) + size <= LIMITS.body_bytes, 413, "too many chunks for a body")
-            body += yield from self._take(size)
-            require(not size or (yield from self._take(2)) == b"\r\n", 400, "a chunk overruns")
-        yield from self._until(rb"(?:^|\n)\r?\n", FIELDS + "\r\n", room)  # trailers: dropped
-        return bytes(body)
-    def _until(self, end: bytes, grammar: str, room: int):
-        end, seen = re.compile(end), 0  # what was searched is not searched again at the next byte
-        while not (hit := end.search(self._buffer, seen)) and len(self._buffer) < room:
-            seen = max(0, len(self._buffer) - 2)
-            self.started = self.started or self._buffer[:3] not in (b"", b"\r", b"\r\n")
-            yield NEED_MORE
-        status = 414 if grammar is HEAD and b"\n" not in self._buffer[:room] else 431
-        require(hit and hit.end() <= room, status, f"a head over {room:,} bytes")
-        text = (yield from self._take(hit.end())).decode("latin-1")
-        require(match := re.fullmatch(grammar, text), 400, f"malformed, or no CRLF: {text[:80]!a}")
-        return match
-    def _take(self, size: int):
-        while len(self._buffer) < size:
-            yield NEED_MORE
-        data, self._buffer[:size] = bytes(self._buffer[:size]), b""
-        return data
-
-def encode_response(status: int, body: bytes, *, content_type: str = "application/json",
-                    headers=(), keep_alive: bool = True, head_only: bool = False) -> bytes:
-    fields = [f"{name}: {value}" for name, value in (
-        ("Content-Type", content_type), ("Content-Length", len(body)), *headers,
-        ("Connection", "keep-alive" if keep_alive else "close"),  # HTTP/1.0 must be told
-        ("X-Content-Type-Options", "nosniff"))]
-    if bad := [field for field in fields if not re.fullmatch(f"{TOKEN}:{TEXT}", field)]:
-        raise ValueError(f"not fit for response headers: {bad}")  # a CRLF would begin another one
-    head = "\r\n".join([f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *fields, "", ""])
-    return head.encode("latin-1") + (b"" if head_only else body)
-
-# ─── What the messages mean ───
-
-class InvalidJSON(InvalidRequest):
-    """The text is no JSON, or no object."""
-class UnknownType(InvalidRequest):
-    """A WebSocket message of a type that does not exist."""
-class RPCError(PythonEnvError):
-    """A JSON-RPC 2.0 error: the request's id, a code, a message. HTTP's status stays 200."""
-
-# The one place where errors become codes and statuses. Those that `close` end a WebSocket session.
-Fault = collections.namedtuple("Fault", "code status close", defaults=(False,))
-FAULTS = {
-    InvalidJSON: Fault("INVALID_JSON", 422), UnknownType: Fault("UNKNOWN_TYPE", 422),
-    InvalidRequest: Fault("VALIDATION_ERROR", 422), ExecutionError: Fault("EXECUTION_ERROR", 409),
-    CapacityError: Fault("CAPACITY_REACHED", 503, True),
-    FactoryError: Fault("FACTORY_ERROR", 503, True),
-    SessionError: Fault("SESSION_ERROR", 404, True),
-    Exception: Fault("EXECUTION_ERROR", 500)}  # the environment's own
-def fault_of(error: Exception) -> Fault:
-    return next(fault for kind, fault in FAULTS.items() if isinstance(error, kind))
-
-# What a call meets at each stage of an episode: the words of an ExecutionError or, where it may go
-# ahead, none; its observation then decides between running and done. "state" is always allowed.
-LIFECYCLE = {
-    ("no episode", "reset"): "", ("running", "reset"): "", ("done", "reset"): "",
-    ("no episode", "step"): "there is no episode yet: call reset() first",
-    ("running", "step"): "", ("done", "step"): "the episode is over: call reset() to begin another"}
-
-class Reply:
-    """A response to be: `body` is bytes, or anything that becomes JSON."""
-    def __init__(self, body: Any, status: int = 200, headers: Any = (), kind="application/json"):
-        self.body = body if isinstance(body, bytes) else to_json(body)
-        self.status, self.headers, self.content_type = status, headers, kind
-
-@dataclass
-class StepRequest:
-    """The body of POST /step; other keys are ignored."""
-    action: dict[str, Any] = described("The action, as GET /schema describes it")
-    timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
-    request_id: str | None = described("Anything; ignored", None, max_length=255)
-
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-def to_json(message: Any) -> bytes: return _encode(message).encode()
-
-def parse_json(text: str | bytes) -> Any:
+def remove_folder(folder: str) -> bool:
+    """Whether it is gone."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        place, why = getattr(error, "pos", 0), getattr(error, "msg", "not readable")
-        entry = (error_entry("json_invalid", ("body", place), f"JSON decode error: {why}", {})
-                 if text else error_entry("missing", ("body",), "Field required"))
-        raise InvalidJSON(f"not JSON, at character {place}: {why}", [entry]) from None
-def json_object(body: bytes) -> dict: return validate(dict[str, Any], parse_json(body), ("body",))
+        os.rmdir(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
-def known_fields(model: type, data: dict[str, Any], loc: tuple = ()) -> Any:
-    """`data` as the dataclass `model`, strictly, but for other keys, which are passed over."""
-    return validate(model, {key: data[key] for key in _fields(model) if key in data}, loc)
 
-def parse_message(text: str) -> tuple[str, dict]:
-    """A WebSocket message's type and data."""
-    if not isinstance(message := parse_json(text), dict):
-        raise InvalidJSON(f"expected a JSON object, got {type(message).__name__}")
-    kind, data = message.get("type"), message.get("data")
-    if kind not in ("reset", "step", "state", "close"):
-        raise UnknownType(f"type {_echo(kind)!r}: expected 'reset', 'step', 'state' or 'close'")
-    if not isinstance(data, dict) and (data is not None or kind == "step"):
-        raise InvalidRequest(f"data: expected an object, got {_echo(data)!r}")
-    return kind, data or {}
-
-def parse_rpc(body: bytes) -> tuple[Any, str | None, dict]:
-    """The id, the method (None: an answer is not wanted) and the params of a JSON-RPC request."""
-    try:
-        rpc = parse_json(body)
-    except InvalidJSON as error:
-        raise RPCError(None, -32700, f"Parse error: {error}") from None
-    version, key, method, params = map((rpc if isinstance(rpc, dict) else {}).get,
-                                       ("jsonrpc", "id", "method", "params"))
-    # An id is no float: JSON-RPC advises against fractions, and a NaN could not be sent back.
-    if version != "2.0" or not isinstance(method, str) or not isinstance(key, str | int | None):
-        raise RPCError(None, -32600, "Invalid request: expected jsonrpc '2.0', a method and an id")
-    if not isinstance(params, dict | None):
-        raise RPCError(key, -32602, "Invalid params: expected an object")
-    return key, method if "id" in rpc else None, params or {}
-
-def observation_data(observation: Observation) -> dict[str, Any]:
-    """An observation as it travels: reward and done beside it, not in it."""
-    body = to_dict(observation)
-    extra = {"metadata": observation.metadata} if observation.metadata else {}
-    return {"observation": body, "reward": body.pop("reward"), "done": body.pop("done"), **extra}
-
-def error_data(error: Exception) -> dict[str, Any]:
-    """What a peer is told; the words of an error that we did not raise are for the log alone."""
-    extra = {"errors": error.errors} if getattr(error, "errors", None) else {}
-    message = str(error)
-    if not isinstance(error, PythonEnvError):
-        log.error("the environment failed", exc_info=error)
-        name, extra = type(error).__name__, {}
-        message = f"the environment raised {name}; the server's log has more"
-    return {"message": message, "code": fault_of(error).code, **extra}
-
-def error_reply(error: Exception) -> Reply:
-    if isinstance(error, HTTPError):
-        return Reply({"detail": str(error)}, error.status, error.headers.items())
-    if isinstance(error, RPCError):
-        fault = dict(zip(("id", "code", "message"), error.args), data=None)
-        return Reply({"jsonrpc": "2.0", "id": fault.pop("id"), "error": fault})
-    data, status = error_data(error), fault_of(error).status
-    if status == 422:
-        entries = data.get("errors") or [error_entry("value_error", ("body",), data["message"])]
-        return Reply({"detail": entries}, 422)
-    headers = [("Retry-After", "1")] if status == 503 else []
-    return Reply({"detail": data["message"], "code": data["code"]}, status, headers)
-
-def openapi(service: Any) -> dict[str, Any]:
-    """The OpenAPI document; `openenv validate` reads the version and the routes off it."""
-    def body(schema: dict) -> dict: return {"content": {"application/json": {"schema": schema}}}
-    reset, step = (json_schema(model) | {"additionalProperties": True}
-                   for model in (ResetRequest, StepRequest))
-    step["properties"]["action"] = json_schema(service.action)
-    result = {"type": "object", "properties": {"observation": json_schema(service.observation),
-              "reward": {"type": ["number", "null"]}, "done": {"type": "boolean"}}}
-    inputs = {"/reset": reset, "/step": step, "/mcp": {"type": "object"}}
-    outputs = {"/reset": result, "/step": result, "/state": json_schema(service.state)}
-    paths = {path: {method.lower(): {
-        "responses": {"200": {"description": "OK"} | body(outputs.get(path, {}))},
-        **({"requestBody": body(inputs[path])} if path in inputs else {})}
-        for method in methods} for path, methods in ROUTES.items()}
-    info = {"title": service.name, "description": service.description, "version": "1.0.0"}
-    return {"openapi": "3.1.0", "info": info, "paths": paths}
-
-# ═══ 8. Server ════════════════════════════════════════════════════════════════════════════════════
-
-@functools.lru_cache(1_024)
-def _shape(function: typing.Callable) -> tuple[bool, set[str] | None]:
-    """Whether it is a coroutine function, and the keywords that it takes (None: any)."""
-    takes = inspect.signature(function).parameters
-    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    return inspect.iscoroutinefunction(function), None if free else {*takes}
-
-class Session:
-    """One environment and its place in the lifecycle. Its calls run one at a time, in order."""
-    def __init__(self, environment: Environment, action: type[Action]):
-        self.environment, self.action, self.lock = environment, action, asyncio.Lock()
-        self.id, self.socket = secrets.token_urlsafe(16), None  # the Connection attached to it
-        self.stage, self.used, self.calls = "no episode", time.monotonic(), 0
-        self.loop, self.jobs = asyncio.get_running_loop(), None  # jobs: for a thread of its own
-    async def call(self, kind: str, data: dict, **options: Any) -> dict[str, Any]:
-        """Carry out a reset, step or state; returns what the reply's `data` shall be."""
-        self.calls += 1
-        try:
-            async with self.lock:
-                if kind == "state": return to_dict(await self._invoke("state"))
-                if refusal := LIFECYCLE[self.stage, kind]: raise ExecutionError(refusal)
-                if kind == "step":
-                    observation = await self._invoke("step", validate(self.action, data), **options)
+def clear_folder(folder: str) -> None:
+    """Empty a dead worker's folder. Folders in it are moved up before they are emptied: so there is
+    no recursion, and no path gets too long."""
+    names = itertools.count()
+    pending = [folder]
+    for path in pending:  # the list grows as we go
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o700)  # it may have been locked
+            for entry in os.scandir(path):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                elif path == folder:
+                    pending.append(entry.path)
                 else:
-                    known_fields(ResetRequest, data, ("body",))
-                    observation = await self._invoke("reset", **data)
-                self.stage = "done" if observation.done else "running"
-                return observation_data(observation)
-        finally:
-            self.calls -= 1
-            self.used = time.monotonic()
-    async def _invoke(self, name: str, /, *args: Any, **options: Any) -> Any:
-        method = getattr(self.environment, name)
-        if not callable(method): return method  # OpenEnv's own have `state` as a property
-        inline, takes = _shape(getattr(method, "__func__", method))
-        if options and takes is not None:
-            options = {key: value for key, value in options.items() if key in takes}
-        if inline: return await method(*args, **options)
-        if not self.jobs:  # asyncio's executor would cost twice as much, and hold up the exit
-            self.jobs = queue.SimpleQueue()
-            threading.Thread(target=self._work, name="environment", daemon=True).start()
-        future = self.loop.create_future()
-        self.jobs.put((functools.partial(method, *args, **options), future))
-        result, error = await future
-        if error: raise error
-        return result
-    def _work(self) -> None:
-        def settle(future: asyncio.Future, outcome: tuple) -> None:
-            if not future.done():
-                future.set_result(outcome)
-        while job := self.jobs.get():
-            try:
-                outcome = job[0](), None
-            except BaseException as bad:  # sys.exit() too
-                outcome = None, bad if isinstance(bad, Exception) else ExecutionError(repr(bad))
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
-                self.loop.call_soon_threadsafe(settle, job[1], outcome)
-    async def close(self) -> None:
-        try:
-            await self._invoke("close")
-        except Exception:
-            log.exception("session %s: its environment's close() failed", self.id[:6])
-        if self.jobs:
-            self.jobs.put(None)
-        log.info("session %s closed", self.id[:6])
+                    pending.append(f"{folder}/{os.getpid()}.{next(names)}")
+                    os.chmod(entry.path, 0o700)
+                    os.rename(entry.path, pending[-1])
+    for path in reversed(pending[1:]):
+        remove_folder(path)
 
-@dataclass(kw_only=True)
-class Service:
-    """What a server serves, and to whom. `action`, `observation` and `state` are the models."""
-    factory: typing.Callable[[], Environment]
-    action: type[Action]
-    observation: type[Observation] = Observation
-    state: type[State] = State
-    name: str = "python_env"
-    description: str = "An OpenEnv environment"
-    limits: Limits = LIMITS
-    token: str | None = None  # None: nobody has to send one
-    allow_origin: tuple[str, ...] = ()  # other sites' pages, "*" for all
-    allow_host: tuple[str, ...] = ()  # Host names beside loopback's own, when bound to loopback
-    tasks: dict[str, Task] = field(default_factory=dict)
-    isolation: dict[str, Any] = field(default_factory=dict)
 
-class Server:
-    """The pump around environments and protocol: `await start()`, `port`, `await close()`."""
-    def __init__(self, service: Service):
-        self.service, self.limits = service, service.limits
-        self.port, self.loopback, self.closing = 0, True, False
-        self.sessions, self.connections = {}, set()  # Session by id; Connection
-    async def start(self, host: str = "127.0.0.1", port: int = 8000) -> None:
-        """Listen; port 0 takes any free one. Raises OSError when the address cannot be had."""
-        loop = asyncio.get_running_loop()
-        self.listener = await loop.create_server(lambda: Connection(self), host, port, backlog=512)
-        addresses = [sock.getsockname() for sock in self.listener.sockets]
-        self.port, self.loopback = addresses[0][1], all(is_loopback(a[0]) for a in addresses)
-        self.housekeeper = asyncio.create_task(self._keep_house())
-    async def close(self) -> None:
-        """Let short steps finish, say 1001 to the WebSockets, close every session."""
-        self.closing = True
-        self.listener.close()
-        self.housekeeper.cancel()
-        end = time.monotonic() + self.limits.drain_s
-        while any(one.calls for one in self.sessions.values()) and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        for connection in (going := [*self.connections]):
-            connection.end(1001)
-            connection.task.cancel()
-        await asyncio.gather(*(connection.task for connection in going), return_exceptions=True)
-        await asyncio.gather(*map(self.drop, [*self.sessions.values()]))
-        for connection in [*self.connections]:
-            connection.transport.close()
-    def open_session(self) -> Session:
-        """A new session; the longest-idle HTTP session gives way when all are taken."""
-        if len(self.sessions) >= (most := self.limits.max_sessions):
-            idle = (s for s in self.sessions.values() if not s.socket and not s.calls)
-            victim = min(idle, key=lambda session: session.used, default=None)
-            if not victim: raise CapacityError(f"all {most} sessions are taken; try again later")
-            asyncio.ensure_future(self.sessions.pop(victim.id).close())
-        try:
-            session = Session(self.service.factory(), self.service.action)
-        except Exception as error:
-            raise FactoryError(f"the environment was not made: {type(error).__name__}") from error
-        self.sessions[session.id] = session
-        log.info("session %s opened, %d of %d", session.id[:6], len(self.sessions), most)
-        return session
-    def find_session(self, key: str | None) -> Session | None:
-        """The session of that id, or None without one. Raises SessionError when there is none."""
-        if not key or key in self.sessions: return self.sessions.get(key)
-        raise SessionError(f"no session {key[:40]!r}: closed, or idle too long; reset opens one")
-    async def drop(self, session: Session) -> None:
-        if self.sessions.pop(session.id, None):
-            await session.close()
-    async def _keep_house(self) -> None:
-        """End idle sessions and connections."""
-        while True:
-            await asyncio.sleep(self.limits.house_s)
-            now = time.monotonic()
-            for session in [*self.sessions.values()]:
-                most = self.limits.ws_idle_s if session.socket else self.limits.http_idle_s
-                if session.calls or now - session.used <= most: continue
-                if session.socket:
-                    session.socket.end(1001)
-                await self.drop(session)
-            for connection in [*self.connections]:
-                connection.check_time(now)
-    async def reply(self, request: Request) -> Reply:
-        """The answer to a request, errors included; by one handler a route."""
-        try:
-            self.admit(request)
-            methods = ROUTES.get(request.path)
-            require(methods, 404, f"no route {request.path[:100]!r}: GET /docs lists them")
-            handler = methods.get("GET" if request.method == "HEAD" else request.method)
-            allowed = ", ".join(methods)
-            require(handler, 405, f"{request.path} takes {allowed}", {"Allow": allowed})
-            return await handler(self, request)
-        except Exception as error:
-            return error_reply(error)
-    def admit(self, request: Request) -> None:
-        """Refuse other sites' pages, host names bound to our address by others, and strangers."""
-        service, headers = self.service, request.headers
-        host, origin = headers.get("host", "").lower(), headers.get("origin")
-        name = re.sub(r":\d*$", "", host).strip("[]")
-        require(not self.loopback or is_loopback(name) or name in service.allow_host, 403,
-                f"Host {name[:100]!r} is not served here; --allow-host admits it")
-        own = origin is None or origin.lower().partition("://")[2] == host
-        require(own or {origin, "*"} & {*service.allow_origin}, 403,
-                f"Origin {(origin or '')[:100]!r} is another site; --allow-origin admits it")
-        given, wanted = headers.get("authorization", ""), f"Bearer {service.token}"
-        known = hmac.compare_digest(given.encode("latin-1"), wanted.encode())
-        public = request.path in ("/health", "/docs", "/web", "/")  # the page asks for the token
-        require(known or public or not service.token, 401,
-                "send 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"})
-    async def get_health(self, request: Request) -> Reply:
-        return Reply({"status": "healthy", "isolation": self.service.isolation,
-                      "sessions": len(self.sessions), "max_sessions": self.limits.max_sessions})
-    @functools.cached_property
-    def documents(self) -> dict[str, Reply]:
-        """What never changes."""
-        service, policy = self.service, {"Content-Security-Policy": PAGE_POLICY}
-        shown = "task_id", "difficulty", "prompt", "tests_total"
-        models = "action", "observation", "state"
-        page = PAGE.replace("$NAME", html.escape(service.name)).encode()
-        tasks = [{name: getattr(task, name) for name in shown} for task in service.tasks.values()]
-        facts = {name: getattr(service, name) for name in ("name", "description", "isolation")}
-        facts |= dict.fromkeys(("readme_content", "author", "documentation_url"))
-        elsewhere = Reply({"detail": "see /docs"}, 307, [("Location", "/docs")])
-        return {"/": elsewhere, "/web": elsewhere, "/openapi.json": Reply(openapi(service)),
-                "/docs": Reply(page, 200, policy.items(), "text/html; charset=utf-8"),
-                "/metadata": Reply({**facts, "version": __version__, "tasks": [*service.tasks]}),
-                "/schema": Reply({name: json_schema(getattr(service, name)) for name in models}),
-                "/tasks": Reply({"tasks": tasks})}
-    async def get_document(self, request: Request) -> Reply: return self.documents[request.path]
-    async def get_ws(self, request: Request) -> Reply:
-        require(request.is_upgrade, 426, "/ws speaks WebSocket", {"Upgrade": "websocket"})
-        return Reply(b"", 101)
-    async def get_state(self, request: Request) -> Reply:
-        session = self.find_session(session_key(request))
-        return Reply(await session.call("state", {}) if session else to_dict(State()))
-    async def post_reset(self, request: Request) -> Reply:
-        body = json_object(request.body or b"{}")  # below: a cookie may outlive its session
-        session = self.sessions.get(session_key(request)) or self.open_session()
-        try:
-            data = await session.call("reset", body)
-        except BaseException:
-            if session.stage == "no episode":
-                await self.drop(session)  # nobody knows its id
-            raise
-        cookie = f"session_id={session.id}; Path=/; HttpOnly; SameSite=Strict"
-        return Reply({"metadata": None, **data}, 200,
-                     [("X-Session-Id", session.id), ("Set-Cookie", cookie)])
-    async def post_step(self, request: Request) -> Reply:
-        step = known_fields(StepRequest, json_object(request.body), ("body",))
-        session = self.find_session(session_key(request))
-        call = functools.partial(session.call, "step") if session else self.step_once
-        data = await call(step.action, timeout_s=step.timeout_s)
-        headers = [("X-Session-Id", session.id)] if session else []
-        return Reply({"metadata": None, **data}, 200, headers)
-    async def step_once(self, action: dict, timeout_s: float | None = None) -> dict[str, Any]:
-        """A step without a session: in an episode of its own (a repl, for Python)."""
-        validate(self.service.action, action)  # before a process is started for it
-        session = self.open_session()
-        try:
-            await session.call("reset", {"task_id": REPL.task_id})
-            return await session.call("step", action, timeout_s=timeout_s)
-        finally:
-            await self.drop(session)
-    async def post_mcp(self, request: Request) -> Reply:
-        """JSON-RPC 2.0, stateless: what MCP clients need to find and to call the one tool."""
-        key, method, params = parse_rpc(request.body)
-        if method is None: return Reply(b"", 202)  # a notification
-        version, known = params.get("protocolVersion"), ("2025-06-18", "2025-03-26", "2024-11-05")
-        tools = [MCP_TOOL] if self.service.action is PythonAction else []
-        results = {"ping": {}, "tools/list": {"tools": tools}, "tools/call": {}, "initialize": {
-            "protocolVersion": version if version in known else known[0],
-            "capabilities": {"tools": {}},
-            "serverInfo": {"name": self.service.name, "version": __version__}}}
-        if method not in results: raise RPCError(key, -32601, f"Method not found: {method[:100]}")
-        if method == "tools/call":
-            if params.get("name") not in [tool["name"] for tool in tools]:
-                raise RPCError(key, -32602, f"Unknown tool: {_echo(params.get('name'))!r}")
-            try:
-                data = (await self.step_once(params.get("arguments") or {}))["observation"]
-            except InvalidRequest as error:
-                raise RPCError(key, -32602, str(error)) from None
-            results[method] = {"content": [{"type": "text", "text": to_json(data).decode()}],
-                               "structuredContent": data, "isError": data["exit_code"] != 0}
-        return Reply({"jsonrpc": "2.0", "id": key, "result": results[method]})
+def freshen(paths: list[str]) -> None:
+    """Read a byte of whatever workers may read, so that its time of access is newer than its time
+    of change. Then the kernel leaves it alone for a day, and a step that reads a file leaves no
+    trace there for a later step."""
+    pending = [*paths]
+    for path in pending:
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path):
+                pending += [entry.path for entry in os.scandir(path) if not entry.is_symlink()]
+            elif os.path.isfile(path) and os.stat(path).st_atime <= os.stat(path).st_mtime:
+                with open(path, "rb") as file:
+                    file.read(1)
 
-MCP_TOOL = {"name": "run_python", "description": "Run Python code in a fresh, isolated interpreter",
-            "inputSchema": json_schema(PythonAction)}
-ROUTES = {path: {method: handler} for method, paths, handler in (
-    ("GET", "/ /web /docs /metadata /schema /tasks /openapi.json", Server.get_document),
-    ("GET", "/health", Server.get_health), ("GET", "/state", Server.get_state),
-    ("GET", "/ws", Server.get_ws), ("POST", "/reset", Server.post_reset),
-    ("POST", "/step", Server.post_step), ("POST", "/mcp", Server.post_mcp))
-    for path in paths.split()}
 
-def session_key(request: Request) -> str | None:
-    return request.headers.get("x-session-id") or request.cookie("session_id")
+def rehearse(result_chars: int, null: int) -> Worker:
+    """Make a worker before the forks, and let it and a judge work a little, so that whatever the
+    interpreter makes at first use is there. 0 to 4 are what they will be in a fork: a stream that
+    is not made over a pipe lies about being seekable."""
+    _, pipe = os.pipe()
+    control, _ = socket.socketpair()
+    line, far_line = socket.socketpair()
+    own_streams = (sys.stdin, sys.stdout, sys.stderr)
+    for place, fd in enumerate((null, pipe, pipe, control.fileno(), line.fileno())):
+        os.dup2(fd, place)
+    worker = Worker(result_chars)
+    names = vars(worker.interpreter.module)
+    before = dict(names)
+    judge = Peer(Line(far_line), True)
+    for _ in range(12):
+        worker.interpreter.run("def f(a: int, b=1):\n    return [a, *range(b)]\nassert f(1)")
+        Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
+        rehearse_call(judge, worker.peer)
+    names.clear()
+    names.update(before)
+    linecache.cache.clear()
+    worker.interpreter.steps = 0
+    worker.peer = Peer(worker.peer.line, False)
+    sys.stdin, sys.stdout, sys.stderr = own_streams
+    return worker
 
-def is_loopback(name: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(name).is_loopback
-    return name == "localhost" or name.endswith(".localhost")
 
-class Connection(asyncio.Protocol):
-    """One TCP connection: HTTP requests one after another, or a WebSocket for the rest of it."""
-    def __init__(self, server: Server):
-        self.server, self.limits, self.since = server, server.limits, time.monotonic()
-        self.reader, self.busy, self.socket = RequestReader(), False, None  # or a ServerProtocol
-        self.arrived, self.writable = asyncio.Event(), asyncio.Event()
-        self.writable.set()
-        self.messages, self.fragments, self.binary = collections.deque(), bytearray(), False
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport, self.task = transport, asyncio.create_task(self.serve())
-        if len(self.server.connections) >= self.limits.connections: return transport.abort()
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.server.connections.add(self)
-    def connection_lost(self, error: Exception | None) -> None:
-        self.server.connections.discard(self)
-        self.task.cancel()  # nobody waits for the step any more
-    def pause_writing(self) -> None: self.writable.clear()
-    def resume_writing(self) -> None: self.writable.set()
-    def data_received(self, data: bytes) -> None:
-        if self.socket: return self.receive_frames(data)
-        if not self.busy and not self.reader.started:
-            self.since = time.monotonic()  # the first byte of a request starts its clock
+def rehearse_call(judge: Peer, worker: Peer) -> None:
+    """A call across the line, with both ends in this process."""
+    number = worker.number(max)
+    answering = threading.Thread(target=lambda: worker.take_message(worker.line.receive()))
+    answering.start()
+    judge.request("__call__", number, [1, 2.5])
+    answering.join()
+
+
+def zygote_main() -> None:
+    """The program of the zygote, called when its text has been read from descriptor 0."""
+    import fcntl
+    import resource
+    import secrets
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
+    # 0 to 4 are kept for what a fork gets there.
+    control, errors = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (0, 2))
+    mailbox = Mailbox(socket.socket(fileno=control))
+    config = mailbox.wait()
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["off_path"]]
+    vars(secrets)["randbits"] = ENTROPY.getrandbits
+    for name in config["preload"]:
         try:
-            self.reader.feed(data)
-        except HTTPError as error:
-            self.respond(error_reply(error))
-        self.arrived.set()
-    def eof_received(self) -> bool:
-        self.reader.feed_eof()
-        self.arrived.set()
-        return not self.socket  # half-closed is a legal way to ask: the answer may be on its way
-    def respond(self, reply: Reply, keep_alive: bool = False, head_only: bool = False) -> None:
-        self.transport.write(encode_response(
-            reply.status, reply.body, content_type=reply.content_type, headers=reply.headers,
-            keep_alive=keep_alive, head_only=head_only))
-        if not keep_alive:
-            self.transport.close()
-    def check_time(self, now: float) -> None:
-        """408 for a slow sender, the end for an idle connection."""
-        most = self.limits.request_s if self.reader.started else self.limits.keep_alive_s
-        if self.busy or now - self.since <= most: return
-        if self.reader.started:
-            late = HTTPError(408, f"the request was not whole after {most:g} s")
-            self.respond(error_reply(late))
-        self.transport.close()
-    async def serve(self) -> None:
-        closing = self.transport.is_closing
-        try:
-            while not closing() and (event := self.reader.next_event()) is not CLOSED:
-                if event is NEED_MORE:
-                    self.arrived.clear()
-                    await self.arrived.wait()
-                elif event is EXPECT_CONTINUE:
-                    self.transport.write(CONTINUE)
-                else:
-                    self.busy = True
-                    await self.serve_request(event)
-                    self.busy, self.since = False, time.monotonic()
-            self.transport.close()
-        except HTTPError as error:
-            self.respond(error_reply(error))
-    async def serve_request(self, request: Request) -> None:
-        reply = await self.server.reply(request)
-        if reply.status == 101: return await self.serve_socket(request)
-        keep_alive = request.keep_alive and not self.server.closing
-        self.respond(reply, keep_alive, request.method == "HEAD")
-        await self.writable.wait()
-    async def serve_socket(self, request: Request) -> None:
-        """Answer one message after another, while receive_frames() goes on reading."""
-        self.socket = ServerProtocol(max_size=self.limits.message_bytes, logger=QUIET)
-        self.socket.receive_data(request.raw_head)  # the same bytes: the handshake is its business
-        for event in self.socket.events_received():  # none, when it finds the head wrong
-            self.socket.send_response(self.socket.accept(event))
-        self.flush()
-        self.receive_frames(self.reader.trailing())
-        if self.socket.state is not OPEN: return self.transport.close()
-        session, key = None, request.query.get("session_id")
-        try:
-            session = self.server.find_session(key) or self.server.open_session()
-            if session.socket: raise SessionError("the session has a WebSocket already; close it")
-            session.socket = self
-            while self.socket.state is OPEN:
-                while not self.messages:
-                    self.arrived.clear()
-                    await self.arrived.wait()
-                try:
-                    kind, data = parse_message(self.messages.popleft())
-                    if kind == "close": return self.end(1000)
-                    data = await session.call(kind, data)
-                    self.send("state" if kind == "state" else "observation", data)
-                except Exception as error:
-                    self.report(error)
-                if not self.writable.is_set():
-                    await self.writable.wait()  # one slow reader costs only itself
-                if len(self.messages) == self.limits.queued_messages - 1:
-                    self.transport.resume_reading()
-        except PythonEnvError as error:
-            self.report(error)
-        finally:
-            if session and session.socket is self:
-                session.socket = None  # it came over HTTP, and goes on there; or not
-                if not key:
-                    await self.server.drop(session)
-    def receive_frames(self, data: bytes) -> None:
-        self.socket.receive_data(data)
-        for frame in self.socket.events_received():
-            if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT): continue
-            self.binary |= frame.opcode is Opcode.BINARY
-            self.fragments += frame.data  # max_size bounds the whole message
-            if not frame.fin: continue
-            message, text = self.fragments, "(a binary message)"
-            try:
-                self.messages.append(text if self.binary else message.decode())
-            except UnicodeDecodeError:
-                self.socket.fail(1007)  # RFC 6455 8.1
-            if len(message) < 50 and re.fullmatch(rb'\s*{\s*"type"\s*:\s*"close"\W*', message):
-                self.end(1000)  # at once, even during a step, which is killed
-            self.fragments, self.binary = bytearray(), False
-        if len(self.messages) >= self.limits.queued_messages:
-            self.transport.pause_reading()
-        self.arrived.set()
-        self.flush()
-    def report(self, error: Exception) -> None:
-        self.send("error", error_data(error))
-        if fault_of(error).close:
-            self.end(1013 if isinstance(error, CapacityError) else 1008)
-    def send(self, kind: str, data: dict) -> None:
-        if self.socket.state is OPEN:
-            self.socket.send_text(to_json({"type": kind, "data": data}))
-            self.flush()
-    def flush(self) -> None:
-        for data in self.socket.data_to_send():
-            if data:
-                self.transport.write(data)
-            else:  # both sides have said goodbye, or the peer broke the protocol
-                self.transport.close()
-    def end(self, code: int) -> None:
-        """Begin the closing handshake; a peer that does not join in is cut off."""
-        if self.socket and self.socket.state is OPEN:
-            self.socket.send_close(code)
-            self.flush()
-            asyncio.get_running_loop().call_later(1, self.transport.close)
-
-def serve(environment: typing.Callable[[], Environment], action: type[Action],
-          observation: type[Observation] | None = None, state: type[State] | None = None, *,
-          host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
-    """Serve an environment, one instance a session, until SIGTERM or Ctrl-C.
-    `environment` is the class, or any callable that makes one. Without `observation` and `state`
-    their models are read off the return annotations of its step() and state(). `options` are
-    fields of Service: name, description, limits, token, allow_origin, allow_host. Raises OSError
-    when the address cannot be had."""
-    options.setdefault("name", getattr(environment, "__name__", "environment"))
-    for name, method, model in (("observation", "step", observation), ("state", "state", state)):
-        function = getattr(environment, method, None) or serve
-        hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
-        if is_dataclass(model := model or hints.get("return")):
-            options[name] = model
-    service = Service(factory=environment, action=action, **options)
-    asyncio.run(run_until_signal(service, host, port))
-
-async def run_until_signal(service: Service, host: str, port: int, stdin: Any = None) -> None:
-    """Serve until SIGTERM or SIGINT, or the end of `stdin` where it is given."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes up to ten
-    server, stop, loop = Server(service), asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await server.start(host, port)
+            importlib.import_module(name)
+        except ImportError as error:
+            sys.exit(f"python_env: cannot preload {name!r}: {error}")
+    null = fcntl.fcntl(os.open(os.devnull, os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, 10)
     try:
-        reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())
-        where = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
-        print(f"{service.name} on {where} (isolation: {reached or 'none'})", flush=True)
-        if stdin:
-            loop.add_reader(stdin, stop.set)
-        await stop.wait()
+        worker = rehearse(config["limits"]["result_chars"], null)
     finally:
-        await server.close()
+        os.dup2(errors, 2)
+    Zygote(config, mailbox, worker, null).serve()
 
-# ═══ 9. Page ══════════════════════════════════════════════════════════════════════════════════════
+
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
+# 13. The page, the built-in tasks
+# ══════════════════════════════════════════════════════════════════════════════════════════════════
 
 PAGE_POLICY = "default-src 'self' 'unsafe-inline'"  # Content-Security-Policy
 PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</title>
@@ -2439,472 +6953,113 @@ with PythonEnv(base_url="${origin}") as env:\n    print(env.reset())`;
   copy.onclick = () => { getSelection().selectAllChildren(text); document.execCommand("copy"); };
   ui.routes.append(make("h3", `${method} /${name}`), text, copy); }</script>"""
 
-# ═══ 10. Client ═══════════════════════════════════════════════════════════════════════════════════
-
-class ConnectionFailed(PythonEnvError, ConnectionError):
-    """The server cannot be reached, went away, or speaks another protocol."""
-class ReplyTimeout(PythonEnvError, TimeoutError):
-    """No reply within message_timeout_s; the connection is closed, so no stale one can follow."""
-class ServerError(PythonEnvError, RuntimeError):
-    """The server answered with an error. `code` is the protocol's, `errors` its details."""
-    def __init__(self, message: str, code: str, errors: list | None = None):
-        super().__init__(f"Server error: {message} (code: {code})")
-        self.code, self.errors = code, errors or []
-
-class DockerError(PythonEnvError, RuntimeError):
-    """Docker or a container failed; one line says how and what to do, a container's log follows."""
-    REMEDIES = {  # docker has no error codes: what it writes, tried in this order, and what to do
-        "trying to connect": "no permission on docker's socket; `sudo usermod -aG docker $USER`",
-        "docker daemon|during connect": "no docker daemon answers; start it, or mend DOCKER_HOST",
-        "no such image": "no image {image} on this machine; `docker build -t {image} .`, or pull",
-        "already in use|already allocated|ports are not": "port {port} is taken; name another",
-        "access denied|denied:|unauthori|authentic|basic auth|manifest|name unknown":
-            "the registry denies {image}; check its name, or `docker login {registry}`",
-        "dial tcp|https?:|time(d )?out|x509|eof":
-            "{registry} cannot be reached; check the network and registry=, or use pull=False",
-        "": "docker cannot run {image}; check image=, tag= and docker_args="}
-    def __init__(self, message: str):
-        super().__init__(re.sub(r"[^\n -~\xa0-\U0010ffff]", "?", message))  # no terminal escapes
-    @classmethod
-    def for_words(cls, said: str, image: str, port: int | None = None) -> "DockerError":
-        lines = re.findall(r"(?m)^(?!WARNING|[0-9a-f]{64}$)(.*\S)", said) or ["nothing"]
-        remedy = next(r for words, r in cls.REMEDIES.items() if re.search(f"(?i){words}", lines[0]))
-        remedy = remedy.format(image=image, port=port, registry=image.split("/")[0])
-        return cls(f"{remedy} (docker says: {lines[0][:400]})")
-
-def _docker(image: str, *command: str, stdout: Any = subprocess.PIPE, check: bool = True) -> str:
+REFUSES = """def refuses(error, function, *arguments):
     try:
-        done = subprocess.run(["docker", *command], stdin=subprocess.DEVNULL, stdout=stdout,
-                              stderr=subprocess.PIPE, errors="replace")
-    except FileNotFoundError:
-        raise DockerError("no `docker` on PATH; install it, or use a server's base_url=") from None
-    if done.returncode and check: raise DockerError.for_words(done.stderr, image)
-    return f"{done.stdout}{done.stderr}"
+        function(*arguments)
+    except error:
+        return True
+"""
 
-def _health(url: str, headers: dict[str, str], timeout_s: float) -> tuple[str, str]:
-    """Ask `url`/health once: "ready", "absent" (no answer), "waking" (5xx) or "wrong"; and why."""
-    request = urllib.request.Request(f"{url}/health")
-    for name, value in headers.items():
-        request.add_unredirected_header(name, value)  # a redirect must not take a token along
-    direct = is_loopback(urllib.parse.urlsplit(url).hostname or "")  # then never by a proxy
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if direct else None))
-    try:
-        with opener.open(request, timeout=timeout_s) as answer:
-            if "status" in dict(json.loads(answer.read(65_536))): return "ready", ""
-    except urllib.error.HTTPError as error:
-        return ("waking" if error.code >= 500 else "wrong"), f"/health answers HTTP {error.code}"
-    except OSError as error:
-        return "absent", f"/health does not answer: {getattr(error, 'reason', error)}"
-    except (http.client.HTTPException, ValueError, TypeError, RecursionError):
-        pass
-    return "wrong", "this is no OpenEnv server: /health is no JSON with a status"
 
-def _wait(what: str, ask: typing.Callable, patience: tuple[str, ...], timeout_s: float) -> str:
-    """Return "" once `ask` says ready, or why it will not be; a terminal sees the seconds pass."""
-    log.info("%s", what)
-    start, pause, live = time.monotonic(), 0.02, sys.stderr and sys.stderr.isatty()
-    while True:
-        left = start + timeout_s - time.monotonic()
-        verdict, why = ask(timeout_s=max(0.1, min(left, 5.0)))
-        over = verdict not in patience or left < 0
-        if live:
-            line = "" if over else f"{what} … {timeout_s - left:.0f} s"
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        if over: return why and f"{what}: {why}, after {time.monotonic() - start:.1f} s"
-        time.sleep(pause)
-        pause = min(pause * 1.2, 0.5)  # a good start takes half a second
+PARSE_DURATION = Task(
+    task_id="parse-duration",
+    difficulty="easy",
+    helpers=REFUSES,
+    prompt="""Define `parse_duration(text)`: the seconds, an int, in a text like
+"1h30m" or " 2h 5s ". Its parts are hours, minutes, seconds in this order, each at most once, at
+least one: digits 0-9, then h, m or s. Spaces may surround a part, not split it. Raise ValueError
+for any other text.""",
+    tests="""\
+assert parse_duration("90s") == 90 and parse_duration("0h0m0s") == 0
+assert parse_duration("1h30m") == 5400 and parse_duration("100m") == 6000
+assert parse_duration(" 2h 5s ") == 7205
+assert refuses(ValueError, parse_duration, " ") and refuses(ValueError, parse_duration, "5")
+assert all(refuses(ValueError, parse_duration, text) for text in ("1m1h", "1s2s", "-s", "1 s"))
+""",
+)
+CLEAN_PEOPLE = Task(
+    task_id="clean-people",
+    difficulty="easy",
+    helpers=REFUSES,
+    prompt="""Define `clean(rows)`. A row is a dict of strings: "name", "email",
+perhaps "age". Return new dicts in a list: name without outer spaces, inner runs of them made one;
+email stripped, in lower case; age an int, or None if not all digits or over 150. Drop rows whose
+email has not one "@" with text on both sides. Of rows with the same email keep the first, with
+the first age that is not None among them. Leave the input as it is.""",
+    tests="""\
+rows = [{"name": f" Ada  {age}", "email": email, "age": age} for email, age in (
+    (" A@x.org ", "36"), ("b@b", ""), ("B@b", "7"), ("b@b", "8"), ("c@c", "150"), ("a@", "151"))]
+before, bad = str(rows), [{"name": "", "email": email} for email in ("", "b", "@b", "b@@b", "@")]
+assert [person["name"] for person in clean(rows)] == ["Ada 36", "Ada", "Ada 150"]
+assert [person["email"] for person in clean(rows)] == ["a@x.org", "b@b", "c@c"]
+assert [person["age"] for person in clean(rows)] == [36, 7, 150] and str(rows) == before
+assert [clean([{**rows[0], "age": age}])[0]["age"] for age in ("151", "-3", "4.5")] == [None] * 3
+assert clean(bad) == [] and clean([{"name": "Z", "email": "z@z"}])[0]["age"] is None
+""",
+)
+BUILD_ORDER = Task(
+    task_id="build-order",
+    difficulty="medium",
+    helpers=REFUSES,
+    prompt="""Define `build_order(needs)`: a dict from a package to a list of those
+it needs, which may not be keys. Return the list of all packages, each after what it needs; where
+several could come next, the alphabetically first does. Raise ValueError for a cycle. Chains may be
+long.""",
+    tests="""\
+assert build_order({}) == [] and build_order({"b": [], "a": []}) == ["a", "b"]
+assert build_order({"app": ["lib"], "lib": ["core"]}) == ["core", "lib", "app"]
+assert build_order({"c": ["a"], "b": ["a"], "d": []}) == ["a", "b", "c", "d"]
+assert build_order({"a": ["z", "z"], "m": [], "y": ["a"]}) == ["m", "z", "a", "y"]
+assert refuses(ValueError, build_order, {"a": ["b"], "b": ["c"], "c": ["b"], "d": []})
+assert build_order({f"{i:04}": [f"{i + 1:04}"] for i in range(3000)})[:2] == ["3000", "2999"]
+""",
+)
+FIX_MEANS = Task(
+    task_id="fix-means",
+    difficulty="medium",
+    helpers=REFUSES,
+    prompt="""`means(values, size)` should return the mean of each run of `size`
+values (the last may be shorter), and raise ValueError for a size below 1. Define it without bugs:
 
-def _keeper() -> None:
-    """The program of a process beside the client, which owns a container from birth to death.
+def means(values, size, out=[]):
+    for i in range(0, len(values) - size, size): out.append(sum(values[i:i + size]) / size)
+    return out""",
+    tests="""\
+assert means([], 3) == []
+assert means([1, 2, 3, 4], 2) == [1.5, 3.5]
+assert means([5, 7, 9], 1) == [5, 7, 9] == means([5, 7, 9], 1)
+assert means([1, 2, 3, 4, 9], 2) == [1.5, 3.5, 9] and means([4, 8], 5) == [6]
+assert refuses(ValueError, means, [1, 2], 0) and refuses(ValueError, means, [], -1)
+""",
+)
+LEDGER = Task(
+    task_id="ledger",
+    difficulty="hard",
+    helpers=REFUSES,
+    prompt="""Define a class `Ledger()` of accounts by name: `deposit(name, amount)` and
+`transfer(source, target, amount)` open the account they pay into, `balance(name)` tells what it
+holds. To ask or pay from one that is not open raises KeyError; an amount below 1, or above what the
+source holds, ValueError; a failed call changes nothing. `undo()` takes back the latest deposit or
+transfer not yet undone, and what it opened, or raises IndexError. `len()` and `in` see the open
+accounts.""",
+    tests="""\
+one, two = Ledger(), Ledger()
+for amount in (20, 30): one.deposit("ann", amount)
+assert (one.balance("ann"), len(one), len(two)) == (50, 1, 0) and "ann" in one
+assert refuses(KeyError, one.balance, "bob") and refuses(KeyError, one.transfer, "bob", "ann", 1)
+assert refuses(ValueError, one.deposit, "bob", 0) and "bob" not in one
+assert refuses(ValueError, one.transfer, "ann", "bob", 51) and one.balance("ann") == 50
+one.transfer("ann", "bob", 50)
+assert (one.balance("ann"), one.balance("bob"), len(one)) == (0, 50, 2)
+for _ in range(3): one.undo()
+assert len(one) == 0 and refuses(IndexError, one.undo)
+""",
+)
+BUILTIN_TASKS = {
+    task.task_id: task.read()
+    for task in (PARSE_DURATION, CLEAN_PEOPLE, BUILD_ORDER, FIX_MEANS, LEDGER)
+}
 
-    A pipe tells it what to run; it runs that, reports, and waits. A byte, the pipe's end, or a new
-    parent (the client was killed, but a fork of it holds the pipe) all mean: remove the container.
-    Nobody else runs `docker run`, so the client may vanish at any moment, even halfway through it.
-    """
-    import contextlib, json, os, select, signal, subprocess, time  # it runs alone
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the pipe decides, whoever else is told to stop
-    pipe = open(0, "rb", buffering=0)
-    client, name, run = json.loads(pipe.readline())  # if not even this came, dying here is right
-    code = subprocess.call(run, stdin=subprocess.DEVNULL, stderr=1)
-    with contextlib.suppress(OSError):  # nobody reads: the pipe has ended, too
-        os.write(1, b"" if code else b"started")
-    os.close(1)
-    while not select.select([pipe], [], [], 2.0)[0] and os.getppid() == client:
-        pass
-    for _ in range(30):  # a daemon that is restarting refuses for a while
-        if not subprocess.run(["docker", "rm", "-fv", name], capture_output=True).returncode: return
-        time.sleep(0.5)
-    raise SystemExit(1)
-
-class Container:
-    """A container of an OpenEnv image; `url` is its server, on this machine's loopback only.
-
-    Removed by close(), which waits for it, garbage collection, exit, and any death of this process,
-    SIGKILL included; not by its forks. A constructor that raises leaves nothing behind. Arguments
-    and errors are those of EnvClient.from_docker_image."""
-    def __init__(self, image, port=None, env_vars=None, timeout_s=60.0, docker_args=()):
-        _docker(image, "image", "inspect", image)  # the commonest errors, before anything starts
-        client, self.image = os.getpid(), image
-        self.name = f"python-env-{client}-{secrets.token_hex(4)}"
-        run = ["docker", "run", "-d", "--pull=never", f"--publish=127.0.0.1:{port or ''}:8000",
-               *[f"--env={key}={value}" for key, value in (env_vars or {}).items()], *docker_args,
-               f"--label=python_env.client={client}", f"--name={self.name}", "--", image]
-        keeper = subprocess.Popen(  # in a session of its own: Ctrl-C goes to a whole process group
-            [sys.executable, "-I", "-S", "-c", inspect.getsource(_keeper) + "_keeper()"], bufsize=0,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            start_new_session=True)
-        # close(), garbage collection, exit: whoever comes first; calling it again does nothing.
-        self.close = weakref.finalize(self, self._remove, keeper, self.name, client)
-        try:  # the order is no argument: `ps` would show the secrets in env_vars all along
-            keeper.stdin.write(json.dumps([client, self.name, run]).encode() + b"\n")
-            said = keeper.stdout.read().decode(errors="replace")
-            if not said.endswith("started"): raise DockerError.for_words(said, image, port)
-            if why := _wait(f"starting {image}", self._ask, ("absent", "waking"), timeout_s):
-                tail = _docker(image, "logs", "--tail=20", self.name, check=False)[-2000:]
-                raise DockerError(f"{why}; raise timeout_s=, or see its log, which ends:\n{tail}")
-        except BaseException:
-            self.close()
-            raise
-    @staticmethod
-    def _remove(keeper: subprocess.Popen, name: str, client: int) -> None:
-        if os.getpid() != client: return  # a fork has a copy of the finalizer, but no say
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired), keeper.stdin, keeper.stdout:
-            keeper.stdin.write(b"\n")  # closing is not enough while a fork holds the pipe
-            keeper.wait(30)
-        if keeper.poll() != 0:
-            log.warning("a container may be left behind; `docker rm -f -v %s`", name)
-    def _ask(self, timeout_s: float) -> tuple[str, str]:
-        shape = "--format=[{{json .State}}, {{json .NetworkSettings.Ports}}]"
-        state, ports = json.loads(_docker(self.image, "inspect", shape, self.name).splitlines()[0])
-        if not state["Running"]: return "wrong", f"it exited with code {state['ExitCode']}"
-        published = ports.get("8000/tcp") or [{"HostPort": 8000}]  # none with --network=host
-        self.url = f"http://127.0.0.1:{published[0]['HostPort']}"
-        return _health(self.url, {}, timeout_s)
-
-def _space_slug(repo_id: str) -> str:
-    """Owner/My_Env, or a URL of it, as owner-my-env, after which its image and host are named."""
-    if host := re.fullmatch(r"https://([a-z0-9-]+)\.hf\.space(/.*)?", repo_id.strip().lower()):
-        return host[1]
-    name = re.sub(r"https://huggingface\.co/spaces/([^/]+/[^/?#]+).*", r"\1", repo_id.strip())
-    part = r"(?![-.])[A-Za-z0-9._-]{1,96}(?<![-.])"  # the Hub's own rule
-    if not re.fullmatch(f"{part}/{part}", name) or "--" in name or ".." in name:
-        raise InvalidRequest(f"repo_id: expected owner/name or a Space's URL, got {repo_id[:99]!r}")
-    return re.sub("[^a-z0-9]", "-", name.lower())
-
-class EnvClient:
-    """A synchronous client of any OpenEnv server; one WebSocket connection is one session.
-
-    base_url: http(s):// or ws(s)://, with or without a path prefix.
-    connect_timeout_s: seconds for the connection, during which a full server is tried again.
-    message_timeout_s: seconds for a reply; a step's own timeout_s is added to it.
-    headers, token: sent with the connection; the token as `Authorization: Bearer`.
-
-    It connects at the first call. Actions may be dicts or dataclasses; observations and states are
-    dicts, or what a subclass sets as `observation_model` and `state_model` (dataclasses); or it
-    overrides `_step_payload`, `_parse_result` and `_parse_state`, as OpenEnv's own clients do."""
-    observation_model: type | None = None
-    state_model: type | None = None
-    def __init__(self, base_url: str, *, connect_timeout_s: float = 10.0,
-                 message_timeout_s: float = 60.0, headers: dict[str, str] | None = None,
-                 token: str | None = None):
-        self._cleanup, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
-        host = r"(?:\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(?::\d+)?"
-        match = re.fullmatch(rf"(?:(?:http|ws)(s?)://)?({host}(?:/[^\s?#]+?)??)(?:/ws)?/*",
-                             str(base_url or ""))
-        if not match:
-            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
-        secure, rest = match[1] or "", match[2]
-        self.base_url, self.ws_url = f"http{secure}://{rest}", f"ws{secure}://{rest}/ws"
-        self.connect_timeout_s, self.message_timeout_s = connect_timeout_s, message_timeout_s
-        self.headers = dict(headers or {}) | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._socket, self._fresh = None, True  # fresh: the server may yet say that it is full
-        self._lost = ""  # why the session is gone; reset() begins another
-    def connect(self) -> "EnvClient":
-        """Connect now, rather than at the first call. Raises ConnectionFailed."""
-        self._open(time.monotonic() + self.connect_timeout_s)
-        return self
-    def _open(self, end: float) -> None:
-        host = urllib.parse.urlsplit(self.ws_url).hostname or ""
-        options = {"proxy": None} if is_loopback(host) else {}
-        remedies = {401: "it wants a token=", 403: "it wants a token=, or refuses the Host"}
-        while not self._socket:
-            left = end - time.monotonic()
-            try:
-                self._socket = self._opened.enter_context(websockets.sync.client.connect(
-                    self.ws_url, open_timeout=max(0.1, left), max_size=LIMITS.reply_bytes,
-                    compression=None, additional_headers=self.headers, close_timeout=1, **options))
-                self._fresh, self._lost = True, ""
-            except (OSError, EOFError, websockets.exceptions.WebSocketException) as error:
-                status = getattr(getattr(error, "response", None), "status_code", None)
-                if status != 503 or left < 0.2:
-                    raise ConnectionFailed(
-                        f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
-                        + remedies.get(status, "is an OpenEnv server running there?")) from None
-                time.sleep(0.2)  # a full server, or a Space that wakes up
-    def _request(self, message: dict, more_s: float = 0.0) -> dict[str, Any]:
-        """Send one message and return its reply's data."""
-        end = time.monotonic() + self.connect_timeout_s
-        if self._lost and message["type"] != "reset":
-            raise ConnectionFailed(f"{self._lost}; call reset() to begin anew")
-        while True:
-            self._open(end)
-            try:
-                return self._exchange(json.dumps(message), self.message_timeout_s + more_s)
-            except ServerError as error:
-                full = self._fresh and error.code == "CAPACITY_REACHED"
-                if not full or time.monotonic() > end: raise
-                self._drop("the server was full")
-                time.sleep(0.1)
-    def _exchange(self, text: str, timeout_s: float) -> dict[str, Any]:
-        try:
-            with contextlib.suppress(websockets.exceptions.ConnectionClosed):
-                self._socket.send(text)  # where it fails, the server may have said why before
-            reply = json.loads(self._socket.recv(timeout=timeout_s))
-            data = reply.get("data") or {}
-            kind, message, code = reply["type"], data.get("message"), data.get("code", "UNKNOWN")
-        except TimeoutError:
-            self._drop(f"no reply from {self.ws_url} within {timeout_s:g} s (message_timeout_s)")
-            raise ReplyTimeout(f"{self._lost}; the connection was closed") from None
-        except websockets.exceptions.ConnectionClosed as error:
-            self._drop(f"the connection to {self.ws_url} was lost: {error}")
-            raise ConnectionFailed(f"{self._lost}; call reset() to begin anew") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._drop(f"{self.ws_url} does not speak OpenEnv: {error!r:.200}")
-            raise ConnectionFailed(self._lost) from None
-        except BaseException:  # Ctrl-C: the reply that is still to come must not be the next one's
-            self._drop("the last call was interrupted")
-            raise
-        if kind == "error": raise ServerError(str(message), str(code), data.get("errors"))
-        self._fresh = False
-        return data
-    def _drop(self, why: str) -> None:
-        """Close the connection, and with it the session, because of `why`."""
-        self._socket, self._lost = None, why
-        with contextlib.suppress(Exception):
-            self._opened.close()
-    def reset(self, **options: Any) -> StepResult:
-        """Begin an episode. `options`: seed, episode_id, and what the environment takes besides."""
-        return self._parse_result(self._request({"type": "reset", "data": options}))
-    def step(self, action: Any, **_: Any) -> StepResult:
-        """Take one step. Raises ServerError (refused; the session goes on), ReplyTimeout or
-        ConnectionFailed (the session is lost: reset() begins another)."""
-        seconds = (payload := self._step_payload(action)).get("timeout_s")
-        more_s = seconds if isinstance(seconds, int | float) else 0.0
-        return self._parse_result(self._request({"type": "step", "data": payload}, more_s))
-    def state(self) -> Any:
-        """The episode's state, at any time."""
-        return self._parse_state(self._request({"type": "state"}))
-    def close(self) -> None:
-        """End the session and whatever was started for it; may be called again."""
-        with contextlib.suppress(Exception):
-            if self._socket:
-                self._socket.send('{"type": "close"}')
-        self._drop("the client was closed")
-        self._cleanup.close()
-    disconnect = close
-    def sync(self) -> "EnvClient":
-        """Itself: for code written for OpenEnv's client, which is asynchronous."""
-        return self
-    def __enter__(self) -> "EnvClient": return self.connect()
-    def __exit__(self, *_: Any) -> None: self.close()
-    @classmethod
-    def from_docker_image(cls, image: str = "python-env:latest", *, port: int | None = None,
-                          env_vars: dict[str, str] | None = None, timeout_s: float = 60.0,
-                          docker_args: typing.Sequence[str] = (), **options: Any) -> "EnvClient":
-        """Start a local image that serves port 8000, and connect; close() removes the container.
-
-        port: on 127.0.0.1; None means a free one. env_vars: the server's. timeout_s: seconds from
-        the container's start until its /health answers. docker_args: more options of `docker run`,
-        as ["--memory=1g"]. options: the constructor's. Raises DockerError, ConnectionFailed."""
-        container = Container(image, port, env_vars, timeout_s, docker_args)
-        with contextlib.ExitStack() as undo:
-            undo.callback(container.close)
-            env = cls(container.url, **options).connect()
-            env._cleanup.callback(undo.pop_all().close)
-            env._container = container  # which is removed when nobody holds it any more
-            return env
-    @classmethod
-    def from_hub(cls, repo_id: str, *, tag: str = "latest", image: str | None = None,
-                 registry: str = "registry.hf.space", pull: bool = True, use_docker: bool = True,
-                 token: str | None = None, timeout_s: float = 120.0, **options: Any) -> "EnvClient":
-        """Pull a Hugging Face Space's image, start it here and connect; or connect to the Space.
-
-        repo_id: owner/name, or a Space's URL. image: the whole name, where the Hub shortens it;
-        None follows from repo_id. pull: ask the registry each time, as tags move; False takes what
-        is here. options: from_docker_image's. use_docker=False uses the Space itself, waking it for
-        timeout_s seconds at most (the official from_env would run its code here); options are the
-        constructor's then, and token goes to it alone: docker has its own, by `docker login`.
-        Raises InvalidRequest, DockerError, ConnectionFailed."""
-        slug = _space_slug(repo_id)
-        if not use_docker:
-            env = cls(f"https://{slug}.hf.space", token=token, **options)
-            ask = functools.partial(_health, env.base_url, env.headers)
-            if why := _wait(f"waking {env.base_url}", ask, ("waking",), timeout_s):
-                raise ConnectionFailed(f"{why}; check its name, timeout_s=, or token= if private")
-            return env.connect()
-        image = image or f"{registry}/{slug}:{tag}"
-        if pull:
-            log.info("pulling %s", image)
-            live = sys.stderr and sys.stderr.isatty()  # then docker shows its own progress
-            _docker(image, "pull", "--", image, stdout=sys.stderr if live else subprocess.DEVNULL)
-        return cls.from_docker_image(image, timeout_s=timeout_s, **options)
-    from_env = from_hub  # the official client's name for it
-    def _step_payload(self, action: Any) -> dict[str, Any]:
-        if dataclasses.is_dataclass(action): return to_dict(action)
-        return action.model_dump() if hasattr(action, "model_dump") else dict(action)
-    def _parse_result(self, payload: dict[str, Any]) -> StepResult:
-        reward, done = payload.get("reward"), payload.get("done", False)
-        observation = payload.get("observation", {})
-        if self.observation_model and isinstance(observation, dict):
-            seen = {**observation, "reward": reward, "done": done}
-            observation = self._model(self.observation_model, seen)
-        return StepResult(observation, reward, done, payload.get("metadata"))
-    def _parse_state(self, payload: dict[str, Any]) -> Any:
-        return self._model(self.state_model, payload)
-    def _model(self, model: type | None, data: dict[str, Any]) -> Any:
-        if not model: return data  # else a newer server's additional fields are passed over
-        return model(**{key: data[key] for key in _fields(model) if key in data})
-
-class PythonEnv(EnvClient):
-    """The client of a python_env server; PythonEnv() without a URL brings a server of its own.
-
-    That one is a child process on a free loopback port; it ends with close(), with this process,
-    and when this process crashes. `tasks`: a task file for it, as `--tasks` takes; `server_args`:
-    more of its flags."""
-    observation_model, state_model = PythonObservation, PythonState
-    def __init__(self, base_url: str | None = None, *, tasks: str | os.PathLike | None = None,
-                 server_args: typing.Sequence[str] = (), **options: Any):
-        if base_url is not None and (tasks or server_args):
-            raise InvalidRequest("tasks and server_args are for PythonEnv() without a base_url")
-        with contextlib.ExitStack() as held:
-            if base_url is None:
-                given = ["--tasks", os.fspath(tasks)] if tasks else []
-                child, base_url = start_server([*given, *server_args])
-                held.callback(stop_server, child)
-            super().__init__(base_url, **options)
-            self._cleanup.push(held.pop_all())
-        weakref.finalize(self, self._cleanup.close)  # garbage collection, or the interpreter's exit
-
-def start_server(arguments: list[str]) -> tuple[subprocess.Popen, str]:
-    """A server in a child process, and its URL. It ends when its standard input does: with us,
-    however we end."""
-    child = subprocess.Popen(  # in a session of its own: Ctrl-C is the user's program's
-        [sys.executable, os.path.realpath(__file__), "serve", "--port", "0", "--host", "127.0.0.1",
-         "--exit-with-stdin", "--log-level", "warning", *arguments], start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={key: value for key, value in os.environ.items() if key != "PYTHON_ENV_TOKEN"})
-    if match := re.search(r"http://\S+", child.stdout.readline()): return child, match[0]
-    stop_server(child)
-    raise ConnectionFailed(f"the embedded server did not start: exit code {child.returncode}")
-def stop_server(child: subprocess.Popen) -> None:
-    with child:  # which closes its pipes, and waits
-        child.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(5)
-        child.kill()
-
-# ═══ 11. Command line ═════════════════════════════════════════════════════════════════════════════
-
-YES, NO, MANY = ("yes", "true", "on", "1"), ("no", "false", "off", "0"), 10**9
-FLAGS = {  # name: default, whose type a text must have; least and most, or the words; help
-    "host": ("127.0.0.1", (), "address to listen on; 0.0.0.0 for all"),
-    "port": (8000, (0, 65_535), "port to listen on; 0: any free one"),
-    "tasks": (None, (), "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format"),
-    "max-sessions": (LIMITS.max_sessions, (1, MANY), "sessions at once"),
-    "step-timeout": (LIMITS.step_s, (0.1, MANY), "seconds for a step that names no timeout_s"),
-    "max-step-timeout": (LIMITS.step_max_s, (0.1, MANY), "the most that a step may ask for"),
-    "memory-mb": (LIMITS.memory_mb, (64, MANY), "address space of an interpreter, MiB"),
-    "idle-timeout": (LIMITS.ws_idle_s, (1, MANY), "seconds a session may idle; HTTP: at most 300"),
-    "preload": ((), (), "modules to import before each fork, as numpy,pandas"),
-    "allow-origin": ((), (), "other sites whose pages may call, as https://a.org; * for all"),
-    "allow-host": ((), (), "Host names served on a loopback address, besides localhost"),
-    "require-isolation": (False, (*YES, *NO), "refuse to start without seccomp and Landlock"),
-    "log-level": ("info", ("debug", "info", "warning", "error"), "of what goes to stderr")}
-
-def read_flag(default: Any, allowed: tuple, variable: str, text: str) -> Any:
-    """The value of a flag or of its environment variable (argparse converts defaults too)."""
-    number = (kind := type(default)) in (int, float)
-    if kind is tuple: return tuple(re.findall(r"[^,\s]+", text))
-    if not allowed: return text
-    with contextlib.suppress(ValueError):
-        value = kind(text) if number else text.lower()
-        if allowed[0] <= value <= allowed[1] if number else value in allowed:
-            return value in YES if kind is bool else value
-    words = "at least {}, at most {}".format(*allowed) if number else ", ".join(allowed)
-    raise argparse.ArgumentTypeError(f"expected {words} (here or in {variable}), got {text!r:.99}")
-
-def build_parser() -> argparse.ArgumentParser:
-    about = "An OpenEnv environment for writing Python, with rewards that the code cannot forge."
-    parser = argparse.ArgumentParser(prog="python-env", description=about)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("demo", help="play a built-in task against a server of its own")
-    serving = commands.add_parser(
-        "serve", help="run the server", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="Serve until SIGTERM or Ctrl-C; the URL and the isolation reached are printed.",
-        epilog="Each flag is an environment variable too: --step-timeout is PYTHON_ENV_STEP_TIMEOUT"
-        " (--max-sessions also MAX_CONCURRENT_ENVS). PYTHON_ENV_TOKEN, which has no flag, asks each"
-        " client for 'Authorization: Bearer TOKEN'. Try it:"
-        " curl http://127.0.0.1:8000/step -d '{\"action\": {\"code\": \"1+1\"}}'")
-    for name, (default, allowed, words) in FLAGS.items():
-        variable = f"PYTHON_ENV_{name.upper().replace('-', '_')}"
-        if name == "max-sessions" and not os.environ.get(variable):
-            variable = "MAX_CONCURRENT_ENVS"  # OpenEnv's name for it
-        extra = {"nargs": "?", "const": True} if default is False else {}
-        serving.add_argument(f"--{name}", default=os.environ.get(variable) or default, help=words,
-                             type=functools.partial(read_flag, default, allowed, variable), **extra)
-    serving.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
-    return parser
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status. 2: something that was given is wrong."""
-    given = build_parser().parse_args(argv)
-    try:
-        if given.command == "demo": return play_demo()
-        shape = "%(asctime)s %(levelname)s %(message)s"
-        logging.basicConfig(level=given.log_level.upper(), format=shape)
-        asyncio.run(serve_python(given))
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except (PythonEnvError, OSError) as error:
-        print(f"python-env: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidRequest) else 1
-
-async def serve_python(given: argparse.Namespace) -> None:
-    limits = dataclasses.replace(
-        LIMITS, max_sessions=given.max_sessions, memory_mb=given.memory_mb,
-        step_s=given.step_timeout, step_max_s=max(given.max_step_timeout, given.step_timeout),
-        ws_idle_s=given.idle_timeout, http_idle_s=min(LIMITS.http_idle_s, given.idle_timeout))
-    tasks = load_tasks(given.tasks) if given.tasks else BUILTIN_TASKS
-    sandbox = Sandbox(limits, given.preload, (given.tasks,) if given.tasks else ())
-    try:
-        await sandbox.start()
-        if given.require_isolation and not sandbox.isolation["full"]:
-            raise InvalidRequest(f"--require-isolation: here is only {sandbox.isolation}")
-        service = Service(
-            factory=functools.partial(PythonEnvironment, sandbox, tasks, itertools.count()),
-            action=PythonAction, observation=PythonObservation, state=PythonState, tasks=tasks,
-            limits=limits, isolation=sandbox.isolation, token=os.environ.get("PYTHON_ENV_TOKEN"),
-            allow_origin=given.allow_origin, allow_host=given.allow_host,
-            description="Write Python: an isolated interpreter runs it, hidden tests judge it")
-        await run_until_signal(service, given.host, given.port, given.exit_with_stdin and sys.stdin)
-    finally:
-        await sandbox.close()
-
-def play_demo() -> int:
-    """Play fix-means against an embedded server, almost right at first; returns 0 when solved."""
-    code = """def means(values, size):
-    runs = [values[i:i + size] for i in range(0, len(values), size)]
-    return [sum(run) / len(run) for run in runs]
-print(means([1, 2, 3, 4, 9], 2))"""
-    with PythonEnv() as env:
-        print(env.reset(task_id="fix-means").observation.prompt)
-        for head in ("):", "):\n    if size < 1: raise ValueError(size)"):
-            result = env.step(PythonAction(code := code.replace("):", head, 1)))
-            seen, verdict = result.observation, f"reward {result.reward:.2f}  done {result.done}"
-            print(f"\n{code}\n--> {seen.stdout}{verdict}  {seen.feedback}")
-    return int(result.reward != 1.0)
 
 if __name__ == "__main__":
     sys.exit(main())

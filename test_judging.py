@@ -1,0 +1,2870 @@
+r"""What code that an agent sends cannot do, and what it earns.
+
+The attacks are catalogues. To add one, write five lines beside the others of its kind:
+
+    attack(                 # a step that is answered, earns 0 and harms nobody
+        "kills itself",
+        "import os\nos.kill(os.getpid(), 9)",
+    )
+
+    forbidden(              # a step that ends in a refusal of the sandbox
+        "a socket",
+        "import socket\nsocket.socket()",
+    )
+
+    forgery(                # code that earns less than everything, whatever the tests ask of `f`
+        "an object that agrees to all",
+        "class Yes:\n    __eq__ = lambda *_: True\ndef f(x):\n    return Yes()",
+    )                       # tests="assert …": against these tests alone, if it needs its own
+
+    abuse(                  # the body of `f(g)`, to learn from the test's `g` what that expects
+        "its globals",
+        "return g.__globals__['WANTED']",
+    )
+
+    honest(                 # code that earns everything
+        "a builtin's name",
+        "assert sum([1, 2]) == 30",
+        "def sum(xs):\n    return 10 * (xs[0] + xs[1])",
+        entry_point="sum",  # more of the task's row
+    )
+
+And a case of everyday Python goes as one line into judging_own.jsonl: the product and plain Python
+must agree on it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+import python_env
+from conftest import CANARY
+from conftest import DOUBLE
+from conftest import HONEST
+from conftest import IN_REPL
+from conftest import abort
+from conftest import call
+from conftest import eventually
+from conftest import graded
+from conftest import human_eval
+from conftest import run_code
+from conftest import tell
+from conftest import ws
+from python_env import PythonAction
+from python_env import ServerError
+
+# What a busy machine may need besides a step's own time: to fork, replay, judge, and kill.
+MARGIN_S = 4
+
+
+def add(catalogue, name, entry):
+    """Put an entry into a catalogue, in which every name stands once."""
+    assert name not in catalogue, f"there is a {name!r} already"
+    catalogue[name] = entry
+
+
+def source(code):
+    """A case's code, which may stand indented in the catalogue."""
+    return dedent(code).strip("\n")
+
+
+# ── hostile steps ─────────────────────────────────────────────────────────────────────────────────
+
+ATTACKS = {}
+
+
+def attack(name, code):
+    """A step that is answered, earns 0 and harms nobody; the next one is as good as any other."""
+    add(ATTACKS, name, source(code))
+
+
+# How processes of ours write to each other, for those who forge such messages: a worker has its
+# line to the server at descriptor 3, and the one to its judge at 4.
+FRAME = (
+    source(
+        """
+    import json, os
+
+    def frame(message):
+        data = json.dumps(message).encode()
+        return len(data).to_bytes(4, 'big') + data
+    """
+    )
+    + "\n"
+)
+
+attack("loops for ever", "while True: pass")
+attack(
+    "catches the interrupt",
+    """
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass
+    """,
+)
+attack(
+    "ignores the interrupt",
+    """
+    import signal
+    signal.signal(2, signal.SIG_IGN)
+    while True: pass
+    """,
+)
+attack("hangs in C", "import re\nre.match('(a*)*b', 'a' * 99)")
+attack("stops itself", "import os\nos.kill(os.getpid(), 19)")
+attack("allocates big", "x = []\nwhile True: x.append(bytearray(10**8))")
+attack("allocates small", "x = []\nwhile True: x = [x, x]")
+attack("a huge power", "9 ** 9 ** 9")
+attack("exits", "import os\nos._exit(0)")
+attack("kills itself", "import os\nos.kill(os.getpid(), 9)")
+attack("kills its group", "import os\nos.kill(0, 9)")
+attack("raises BaseException", "raise BaseException")
+
+attack("floods stdout", "import os\nwhile True: os.write(1, bytes(65536))")
+attack("floods stderr by print", "import sys\nwhile True: print('x' * 9999, file=sys.stderr)")
+attack("closes every descriptor", "import os\nos.closerange(0, 4096)")
+attack("duplicates its descriptor everywhere", "import os\nwhile True: os.dup(3)")
+attack("floods its descriptor", "import os\nwhile True: os.write(3, bytes(65536))")
+attack("steals its own commands", "import os\nos.read(3, 9)")
+attack(
+    "shuts its line down",
+    """
+    import socket
+    for fd in (3, 4):
+        socket.socket(fileno=fd).shutdown(socket.SHUT_RDWR)
+    """,
+)
+
+attack(
+    "recurses to a crash",
+    """
+    import sys
+    sys.setrecursionlimit(10**9)
+    def f(x): return [*map(f, [x])]
+    f(1)
+    """,
+)
+attack("nested brackets", "(" * 200 + ")" * 200)
+attack("a tower of minuses", "-" * 50_000 + "1")
+attack("nested source", "\n".join(" " * n + "if 1:" for n in range(99)) + "\n" + " " * 99 + "1")
+attack(
+    "a tower of finally",
+    "".join(f"{' ' * n}try: pass\n{' ' * n}finally:\n" for n in range(20)) + " " * 20 + "pass",
+)
+attack("a chain of attributes", "x" + ".x" * 50_000)
+attack("a line of 250 kB", "x = " + "1 + " * 60_000 + "1")
+attack("a step full of surrogates", "'\\ud800' * 9999 + 1")
+
+attack(
+    "1,000 threads",
+    """
+    import threading, time
+    for _ in range(1000):
+        threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
+    time.sleep(99)
+    """,
+)
+attack(
+    "threads that are waited for",
+    "import threading\nthreading.Thread(target=threading.Event().wait).start()",
+)
+attack(
+    "a thread that prints for ever",
+    """
+    import threading, os
+    def p():
+        while True: os.write(1, b'x' * 99)
+    threading.Thread(target=p, daemon=True).start()
+    """,
+)
+attack(
+    "threads with descriptor tables of their own",
+    """
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    CLONE_FILES = 0x400
+    libc.syscall(56, 0x3d0f00 & ~CLONE_FILES, 0, 0, 0, 0)
+    libc.unshare(CLONE_FILES)
+    raise OSError
+    """,
+)
+attack(
+    "leaves an exit handler",
+    """
+    import atexit, signal, time
+    atexit.register(time.sleep, 99)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    """,
+)
+
+attack("fills a file", "with open('big', 'wb') as f:\n    while True: f.write(bytes(2**20))")
+attack(
+    "fills the disk",
+    """
+    n = 0
+    while True:
+        n += 1
+        with open(str(n), 'wb') as f: f.write(bytes(2**24))
+    """,
+)
+attack(
+    "fills the disk with files that have no name any more",
+    """
+    import os
+    kept = []
+    while True:
+        kept.append(open('big', 'wb', buffering=0))
+        os.unlink('big')
+        kept[-1].write(bytes(2**24))
+    """,
+)
+attack("fills a folder", "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'w').close()")
+attack(
+    "a deep tree",
+    """
+    import os
+    for _ in range(1500):
+        os.mkdir('d' * 200)
+        os.chdir('d' * 200)
+    """,
+)
+attack(
+    "locked folders",
+    """
+    import os
+    os.umask(0o777)
+    os.makedirs('a/b', exist_ok=True)
+    open('c', 'w')
+    """,
+)
+attack(
+    "links",
+    """
+    import os
+    os.symlink('/', 'root')
+    os.symlink('loop', 'loop')
+    os.symlink('..', 'up')
+    open('a', 'w')
+    os.link('a', 'b')
+    """,
+)
+attack("FIFOs", "import os\nos.mkfifo('pipe')")
+attack("names of bytes", "open(b'\\xff\\n', 'w').close()")
+attack("moves its own folder", "import os\nd = os.getcwd()\nos.rename(d, d + 'x')")
+attack("removes its own folder", "import os\nos.rmdir(os.getcwd())")
+attack(
+    "swaps its folder for a link",
+    """
+    import os, threading
+    def swap():
+        while True:
+            try:
+                os.mkdir('a')
+                os.rename('a', 'b')
+                os.symlink('/tmp', 'a')
+                os.unlink('a')
+                os.rmdir('b')
+            except OSError: pass
+    threading.Thread(target=swap, daemon=True).start()
+    """,
+)
+
+# What a worker says of a step that went well, for any of the server's questions.
+REPLIES = FRAME + source(
+    """
+    for n in range(9):
+        well = {'exit_code': 0, 'result': '1', 'error': '', 'fault': '', 'refused': False}
+        os.write(3, frame({'seq': n, **well}))
+    """
+)
+attack("forges a reply", REPLIES)
+attack(
+    "forges a reply and shuts its line down",
+    REPLIES + "\nimport socket\nsocket.socket(fileno=3).shutdown(socket.SHUT_RDWR)",
+)
+attack(
+    "forges other shapes",
+    FRAME + "\nos.write(3, frame([1]) + frame({'seq': 1, 'exit_code': True}))",
+)
+attack("forges a huge frame", "import os\nos.write(3, b'\\xff' * 99)")
+attack(
+    "forges deep JSON", "import os\nb = b'[' * 10**6\nos.write(3, len(b).to_bytes(4, 'big') + b)"
+)
+attack("replies nothing", "import json\njson.dumps = lambda *a, **k: '{}'")
+attack(
+    "breaks its interpreter",
+    "import sys, builtins\nsys.modules.clear()\nvars(builtins).clear()",
+)
+attack("clears its names", "globals().clear()")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hostile_step_is_answered_and_harms_nobody(clean, name):
+    victim = clean.folder / "victim"
+    victim.write_text("whole")
+    with clean.session() as bystander, clean.session() as env:
+        bystander.reset(**IN_REPL)
+        run_code(bystander, "kept = 42")
+
+        begun = time.monotonic()
+        result = graded(env, ATTACKS[name], DOUBLE, timeout_s=0.3)
+        assert time.monotonic() - begun < 0.3 + MARGIN_S
+        assert result.reward == 0.0
+        assert not result.done
+        assert len(result.observation.stdout) < 2**17
+
+        assert run_code(bystander, "kept").result == "42"
+        again = env.step(PythonAction(HONEST))
+        assert again.reward == 1.0
+        assert again.done
+    assert victim.read_text() == "whole"
+
+
+def test_a_client_that_leaves_during_a_step_leaves_nothing_behind(clean):
+    code = "open('mark', 'w').close()\nimport time\ntime.sleep(30)"
+    with ws(clean) as peer:
+        call(peer, "reset", **DOUBLE)
+        tell(peer, "step", code=code, timeout_s=30)
+        eventually(lambda: [*clean.tmp.glob("*/*/mark")])
+        abort(peer.socket)
+    eventually(lambda: not [*clean.tmp.glob("*/*/mark")])
+
+
+# ── what the code cannot ──────────────────────────────────────────────────────────────────────────
+
+FORBIDDEN = {}
+
+
+def forbidden(name, code):
+    """A step that ends in an OSError, or does not find the module. In its code, {url} and {pid} are
+    the server's, {tasks} and {folder} hold its secret, {source} is python_env.py, and {other} is
+    another session's folder; so braces of its own are doubled."""
+    add(FORBIDDEN, name, source(code))
+
+
+forbidden("a socket", "import socket; socket.socket()")
+forbidden("a pair of datagram sockets", "import socket; socket.socketpair(type=socket.SOCK_DGRAM)")
+forbidden("the server", "import urllib.request; urllib.request.urlopen('{url}/health', timeout=1)")
+forbidden("a fork", "import os; os.fork()")
+forbidden("a program", "import os; os.execv('/bin/true', ['true'])")
+forbidden("a subprocess", "import subprocess; subprocess.run(['/bin/true'])")
+forbidden("a spawn", "import os; os.posix_spawn('/bin/true', ['true'], {{}})")
+forbidden(
+    "multiprocessing",
+    "import multiprocessing as m; m.get_context('fork').Process(target=print).start()",
+)
+forbidden(
+    "shared memory",
+    "from multiprocessing import shared_memory as s; s.SharedMemory(create=True, size=9)",
+)
+forbidden("its parent's environment", "import os; open(f'/proc/{{os.getppid()}}/environ').read()")
+forbidden("the server's environment", "open('/proc/{pid}/environ').read()")
+forbidden("its own environment in /proc", "open('/proc/self/environ').read()")
+forbidden("the server's descriptors", "import os; os.listdir('/proc/{pid}/fd')")
+forbidden("the server's memory", "open('/proc/{pid}/mem', 'rb')")
+forbidden("the task file", "open('{tasks}').read()")
+forbidden("the task file's folder", "import os; os.listdir('{folder}')")
+forbidden("python_env.py", "open('{source}').read()")
+forbidden("the module", "import python_env")
+forbidden("the folder of all sessions", "import os; os.listdir('..')")
+forbidden("another session's folder", "import os; os.listdir('{other}')")
+forbidden("another session's file", "open('{other}/private').read()")
+forbidden("a file in another session", "open('{other}/new', 'w')")
+forbidden(
+    "a link to another session's file",
+    "import os; os.symlink('{other}/private', 'l'); open('l').read()",
+)
+forbidden("a hard link to it", "import os; os.link('{other}/private', 'l')")
+forbidden("the passwords", "open('/etc/passwd').read()")
+forbidden("the root", "import os; os.listdir('/')")
+forbidden("a file outside", "open('/tmp/python-env-was-here', 'w')")
+forbidden("a file in /dev/shm", "open('/dev/shm/python-env-was-here', 'w')")
+forbidden("a file without a name", "import os; os.open('.', os.O_TMPFILE | os.O_RDWR)")
+forbidden("a library's source", "import json; open(json.__file__, 'a')")
+forbidden("a signal to the server", "import os; os.kill({pid}, 0)")
+forbidden("a signal to its parent", "import os; os.kill(os.getppid(), 9)")
+forbidden("a signal to all", "import os; os.kill(-1, 9)")
+
+
+@pytest.fixture(scope="module")
+def other(box):
+    """The folder of a session with something private in it."""
+    with box.session() as session:
+        session.reset(**IN_REPL)
+        code = f"import os\nopen('private', 'w').write('{CANARY}')\nos.getcwd()"
+        yield run_code(session, code).result.strip("'")
+        assert run_code(session, "os.listdir()").result == "['private']"
+        assert run_code(session, "open('private').read()").result == f"'{CANARY}'"
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_the_code_cannot_reach(other, env, box, name):
+    code = FORBIDDEN[name].format(
+        url=box.url,
+        pid=box.process.pid,
+        tasks=box.tasks,
+        folder=box.folder,
+        source=python_env.__file__,
+        other=other,
+    )
+    seen = run_code(env, code, timeout_s=5)
+    assert seen.exit_code == 1, seen
+    last = seen.stderr.strip().rpartition("\n")[2]
+    errors = "PermissionError|OSError|ModuleNotFoundError|URLError|ValueError"
+    assert re.match(rf"(\w*\.)*({errors})\b", last), last
+    assert CANARY not in repr(seen)
+
+
+def test_the_server_s_memory_is_not_the_interpreter_s(env):
+    # The canary stands in two halves in the code, so that the code does not find itself.
+    code = f"""
+import gc, os, sys
+half = {CANARY[:12]!r}
+texts = [*os.environ.values(), *sys.argv, *sys.orig_argv]
+for found in gc.get_objects():
+    if isinstance(found, dict):
+        texts += [value for value in found.values() if isinstance(value, str)]
+[text for text in texts if half + {CANARY[12:]!r} in text]
+"""
+    assert run_code(env, code).result == "[]"
+
+
+def test_the_server_s_environment_is_not_the_interpreter_s(env):
+    found = run_code(env, "import os\nsorted(os.environ)").result
+    assert "HOME" in found
+    assert "CANARY" not in found
+    assert "PYTHON_ENV" not in found
+
+
+def test_the_server_s_modules_are_not_the_interpreter_s(env):
+    code = "import sys\n[m for m in sys.modules if m.startswith(('python_env', 'websockets'))]"
+    assert run_code(env, code).result == "[]"
+
+
+# Graded code that keeps what a test hands it, wherever it may, and a later step that looks there.
+LEAK = """
+import builtins, json, os, sys
+
+def keep(x):
+    builtins.seen = sys.seen = f.seen = x
+    globals().setdefault('log', []).append(x)
+    for place in ('log', '../log', '/tmp/log', os.environ['TMPDIR'] + '/log'):
+        try:
+            open(place, 'a').write(x)
+        except OSError:
+            pass
+    print(x, flush=True)
+    print(x, file=sys.stderr, flush=True)
+    for fd in (0, 1, 2, 3, 5, 6, 7, 8):
+        try:
+            os.write(fd, x.encode())
+        except OSError:
+            pass
+
+def f(x):
+    keep(x)
+    END
+"""
+LOOK = """
+import builtins, os, sys
+(globals().get('log'), hasattr(builtins, 'seen'), hasattr(sys, 'seen'), os.listdir())
+"""
+NOTHING = "(None, False, False, [])"
+
+
+@pytest.mark.parametrize("max_steps", [1, 3])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "return 1",
+        "raise ValueError(x)",
+        "raise type(x, (Exception,), {})(x)",
+        "raise type(x, (KeyError,), {})",
+        "raise KeyError(x)",
+        "os._exit(3)",
+        "sys.exit(x)",
+    ],
+)
+def test_what_a_grading_showed_the_code_never_comes_back(env, ending, max_steps):
+    secret = "s3cret" + secrets.token_hex(4)
+    tests = f"assert f('{secret}') == 5\nassert 1 + 1 == 2"
+    row = {"tests": tests, "entry_point": "f", "max_steps": max_steps}
+    result = graded(env, LEAK.replace("END", ending), row)
+    assert 0.0 <= result.reward < 1.0
+    assert result.done == (max_steps == 1)
+    assert secret not in repr(result)
+    for _ in range(max_steps - 1):
+        assert run_code(env, LOOK).result == NOTHING
+    env.reset(**IN_REPL)
+    assert run_code(env, LOOK).result == NOTHING
+
+
+# ── honest code ───────────────────────────────────────────────────────────────────────────────────
+
+SOLVED = {}
+
+
+def honest(name, tests, code, **row):
+    """Code that earns everything; `row`: more of the task."""
+    add(SOLVED, name, (source(code), {"tests": source(tests), **row}))
+
+
+honest(
+    "classes",
+    """
+    s = Stack()
+    s.push(1)
+    s.push([2])
+    assert len(s) == 2
+    assert s.pop() == [2]
+    assert 1 in s
+    assert Stack(s) == Stack([1])
+    assert [*Stack([3])] == [3] and Stack([3])[0] == 3
+    assert not Stack()
+    assert isinstance(s, Stack)
+    assert s.size == 1
+    assert str(s) == 'Stack[1]'
+    """,
+    """
+    class Stack:
+        def __init__(self, items=()): self.items = [*items]
+        def push(self, x): self.items.append(x)
+        def pop(self): return self.items.pop()
+        def __len__(self): return len(self.items)
+        def __iter__(self): return iter(self.items)
+        def __getitem__(self, i): return self.items[i]
+        size = property(__len__)
+        def __eq__(self, other): return self.items == other.items
+        def __contains__(self, x): return x in self.items
+        def __str__(self): return f'Stack{self.items}'
+    """,
+    prompt="Write the class Stack.",
+)
+honest(
+    "operators",
+    """
+    a, b = V(1), V(2)
+    assert (a + b).x == 3
+    assert (a - b).x == -1
+    assert (-a).x == -1
+    assert (2 * a).x == 2
+    assert a < b and a != b and a == V(1)
+    assert sorted([b, a])[0] is a
+    assert {a: 1}[V(1)] == 1
+    """,
+    """
+    class V:
+        def __init__(s, x): s.x = x
+        def __add__(s, o): return V(s.x + o.x)
+        def __sub__(s, o): return V(s.x - o.x)
+        def __neg__(s): return V(-s.x)
+        def __rmul__(s, k): return V(k * s.x)
+        def __lt__(s, o): return s.x < o.x
+        def __eq__(s, o): return s.x == o.x
+        def __hash__(s): return hash(s.x)
+    """,
+    prompt="Write the class V.",
+)
+honest(
+    "linked nodes",
+    """
+    n = Node(1, Node(2))
+    n.next.next = Node(3)
+    assert total(n) == 6
+    assert n.next.next.value == 3
+    """,
+    """
+    class Node:
+        def __init__(s, value, next=None): s.value, s.next = value, next
+    def total(n): return n.value + total(n.next) if n else 0
+    """,
+    prompt="Write the class Node and total(n).",
+)
+honest(
+    "mutated arguments",
+    """
+    a, d, s = [3, 1, 2], {'k': [1]}, {1}
+    f(a, d, s)
+    assert a == [1, 2, 3]
+    assert d == {'k': [1, 9], 'n': None}
+    assert s == {1, 7}
+    """,
+    "def f(a, d, s): a.sort(); d['k'].append(9); d['n'] = None; s.add(7)",
+)
+honest(
+    "identity",
+    """
+    a = [1]
+    b = [a, a]
+    assert f(a) is a
+    assert g(b) == [[1, 5], [1, 5]]
+    assert b[0] is b[1] is a
+    assert a == [1, 5]
+    """,
+    """
+    def f(a): return a
+    def g(b): b[0].append(5); return b
+    """,
+)
+honest(
+    "identity in what is returned, and callbacks within a call",
+    """
+    inner, outer = [1], {'k': (2**99, -0.0, '\\ud800', b'\\xff', {3}, None)}
+    result = f([inner, inner], outer, c=lambda x: x + 1)
+    assert result == ([[1, outer]] * 2, outer, True, None, 8)
+    assert result[0][0] is result[0][1] is inner
+    assert result[1] is outer
+    assert inner == [1, outer]
+    assert repr(outer['k'][1]) == '-0.0'
+    """,
+    "def f(a, b, **more): return (a, b, a[0] is a[1], a[0].append(b), more['c'](7))",
+)
+honest(
+    "generators",
+    """
+    g = count(3)
+    assert next(g) == 3
+    assert next(g) == 4
+    assert [x for _, x in zip('ab', g)] == [5, 6]
+    assert list(count(0, 2)) == [0, 1]
+    assert sum(count(0, 4)) == 6
+    """,
+    """
+    def count(a, b=None):
+        while a != b:
+            yield a
+            a += 1
+    """,
+)
+honest(
+    "exact types",
+    """
+    values = [1, 1.5, True, None, 'a\\ud800', b'\\xff', 2j, (1, (2,)), {1, 2}, frozenset([3]),
+              {(1, 2): [{'a': {1}}]}, 2**200, -0.0, 1e400, range(3), bytearray(b'x'), int, KeyError]
+    for v in values:
+        assert f(v) == v
+        assert type(f(v)) is type(v)
+        assert repr(f(v)) == repr(v)
+    assert f(float('nan')) != f(float('nan'))
+    """,
+    "def f(x): return x",
+)
+honest(
+    "the standard library's containers",
+    """
+    from collections import Counter, defaultdict, deque, OrderedDict
+    assert f('aab') == Counter('aab') == {'a': 2, 'b': 1}
+    assert isinstance(f(''), Counter)
+    assert g([1, 2, 3]) == {1: [1, 3], 0: [2]}
+    assert j(deque([1], 3)) == deque([1, 2])
+    assert list(k()) == ['z', 'a']
+    """,
+    """
+    from collections import *
+    def f(s): return Counter(s)
+    def g(xs):
+        out = defaultdict(list)
+        for x in xs: out[x % 2].append(x)
+        return out
+    def j(q): q.append(2); return q
+    def k(): return OrderedDict(z=1, a=2)
+    """,
+)
+honest(
+    "the standard library's numbers and dates",
+    """
+    from decimal import Decimal
+    from fractions import Fraction
+    import datetime as d
+    assert h(d.date(2024, 2, 28)) == d.date(2024, 2, 29)
+    assert h(d.datetime(2024, 1, 1, 5, 6)) - d.datetime(2024, 1, 1, 5, 6) == d.timedelta(1)
+    assert i(Decimal('0.1')) == Decimal('0.3')
+    assert i(Fraction(1, 9)) == Fraction(1, 3)
+    """,
+    """
+    import datetime
+    def h(x): return x + datetime.timedelta(days=1)
+    def i(x): return x * 3
+    """,
+)
+honest(
+    "named tuples, enums and dataclasses",
+    """
+    assert f(1, 2) == (1, 2)
+    assert f(3, 4).x == 3
+    assert f(1, 2)._fields == ('x', 'y')
+    assert Color.RED.value == 1
+    assert Color(2) == Color.BLUE
+    assert P(1) == P(1)
+    assert P(1).x == 1
+    """,
+    """
+    import collections, enum, dataclasses
+    f = collections.namedtuple('P', 'x y')
+    class Color(enum.Enum): RED, BLUE = 1, 2
+    @dataclasses.dataclass
+    class P: x: int
+    """,
+    prompt="Write f, the class Color and the class P.",
+)
+honest(
+    "callbacks",
+    """
+    seen = []
+    assert f(seen.append, [1, 2]) == [None, None]
+    assert seen == [1, 2]
+    assert f(lambda x: x * 2, iter([3])) == [6]
+    assert f(str, range(2)) == ['0', '1']
+    assert f(lambda g: g, [4])[0] == 4
+    assert compose(lambda x: x + 1, lambda x: x * 2)(5) == 11
+    def bad(x): raise KeyError(x)
+    assert safe(bad, 'k') == "KeyError('k')"
+    """,
+    """
+    def f(g, xs): return [g(x) for x in xs]
+    def compose(a, b): return lambda x: a(b(x))
+    def safe(g, x):
+        try: g(x)
+        except KeyError as e: return repr(e)
+    """,
+)
+honest(
+    "exceptions",
+    """
+    def raised(kind, x):
+        try: f(x)
+        except kind as e: return e.args
+    assert raised(ValueError, 1) == ('bad', 1)
+    assert raised(LookupError, 2) == ('k',)
+    assert raised(Own, 3) == ('mine',)
+    assert raised(Exception, 3)
+    try: f(3)
+    except Own as e:
+        assert e.code == 7
+        assert isinstance(e, ValueError)
+        assert 'mine' in str(e)
+    """,
+    """
+    class Own(ValueError): code = 7
+    def f(x):
+        if x == 1: raise ValueError('bad', x)
+        if x == 2: raise KeyError('k')
+        raise Own('mine')
+    """,
+    prompt="Write f and the class Own.",
+)
+honest(
+    "setup",
+    """
+    p = Pair(1, 2)
+    assert swap(p).a == 2
+    assert BASE == 5
+    assert shifted(1) == 6
+    """,
+    """
+    def swap(p): return Pair(p.b, p.a)
+    def shifted(x): return BASE + x
+    """,
+    setup="BASE = 5\nclass Pair:\n    def __init__(s, a, b): s.a, s.b = a, b",
+)
+honest(
+    "helpers that the candidate cannot replace",
+    "assert double(f(2)) == 4",
+    "def f(x): return x\ndouble = abs = print",
+    helpers="def double(x): return 2 * x",
+    entry_point="f",
+)
+honest(
+    "a builtin's name",
+    "assert sum([1, 2]) == 30",
+    "def sum(xs): return xs and 10 * (xs[0] + xs[1])",
+    entry_point="sum",
+)
+honest(
+    "unittest's and math's helpers",
+    """
+    import math, unittest
+    t = unittest.TestCase()
+    assert math.isclose(f(2), 2**.5)
+    t.assertEqual(f(4), 2)
+    t.assertAlmostEqual(f(9), 3)
+    with t.assertRaises(ValueError): f(-1)
+    assert abs(f(2) - 1.4142) < 1e-3
+    """,
+    """
+    def f(x):
+        if x < 0: raise ValueError
+        return x ** .5
+    """,
+)
+honest(
+    "decorated, curried and partial",
+    """
+    assert fib(80) == 23416728348467685
+    assert add(1)(2) == 3
+    assert inc(1) == 2
+    """,
+    """
+    import functools
+    @functools.cache
+    def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+    add = lambda a: lambda b: a + b
+    inc = functools.partial(int.__add__, 1)
+    """,
+)
+honest(
+    "big data",
+    """
+    assert f([[i] for i in range(20000)])[-1] == [19999]
+    assert len(g(300000)) == 300000
+    """,
+    """
+    def f(x): return x
+    def g(n): return 'x' * n
+    """,
+)
+
+
+@pytest.mark.parametrize("max_steps", [1, 20])
+@pytest.mark.parametrize("name", SOLVED)
+def test_honest_code_is_solved(env, name, max_steps):
+    code, row = SOLVED[name]
+    result = graded(env, code, row, max_steps=max_steps)
+    assert result.reward == 1.0, result
+    assert result.done
+    assert result.observation.tests_passed == result.observation.tests_total
+
+
+POOR_BODIES = ("    pass\n", "    raise ValueError\n", "    return True\n", "    return []\n")
+
+
+def play_human_eval(box, rows):
+    """Every reference solution in one session, and a poor one for each fourth row besides."""
+    verdicts = []
+    with box.session() as env:
+        for number, row in rows:
+            result = graded(env, row["prompt"] + row["canonical_solution"], row)
+            verdicts.append((row["task_id"], result.reward, result.done))
+            if number % 4 == 0:
+                body = POOR_BODIES[number // 4 % len(POOR_BODIES)]
+                worse = graded(env, row["prompt"] + body, row)
+                assert worse.reward < 1.0, row["task_id"]
+                assert not worse.done, row["task_id"]
+    return verdicts
+
+
+def test_all_canonical_solutions_of_human_eval_are_solved_and_poor_ones_are_not(clean):
+    numbered = [*enumerate(human_eval())]
+    with ThreadPoolExecutor(2) as pool:
+        halves = [
+            pool.submit(play_human_eval, clean, numbered[::2]),
+            pool.submit(play_human_eval, clean, numbered[1::2]),
+        ]
+    verdicts = halves[0].result() + halves[1].result()
+    assert len(verdicts) == 164
+    assert [verdict for verdict in verdicts if verdict[1:] != (1.0, True)] == []
+
+
+# ── the judge ─────────────────────────────────────────────────────────────────────────────────────
+
+# What is told, the tests, the code, and its reward.
+CREDITS = [
+    (
+        "the share of the asserts that held",
+        "assert f(1) == 1\nassert f(2) == 4\nassert f(3) == 9\nassert f(4) == 16",
+        "def f(x): return x",
+        1 / 4,
+    ),
+    (
+        "an assert that raises has failed, and the next one runs",
+        "assert f(2) == 4\nassert f(1) == 1",
+        "def f(x): return x / (2 - x)",
+        1 / 2,
+    ),
+    (
+        "elsewhere an exception ends the run, and what was not reached has failed",
+        "assert f(1)\nf(2)\nassert f(1)",
+        "def f(x): return 1 // (2 - x)",
+        1 / 2,
+    ),
+    ("every execution counts", "for i in range(5): assert f(i) == 0", "def f(x): return x // 4", 0),
+    ("what cannot be called", "assert f(1)\nassert f(2)", "f = 5", 0),
+    ("what is not defined", "assert f(1)\nassert f(2)", "g = 5", 0),
+    ("what is no Python", "assert f(1)\nassert f(2)", "syntax error", 0),
+    ("a falsy result", "assert f(1)\nassert f(0)", "def f(x): return x", 1 / 2),
+    (
+        "an assert that need not run does not count against the code",
+        "if f(1):\n    assert f(1)\nelse:\n    assert f(1) == 0",
+        "def f(x): return 0",
+        1,
+    ),
+    ("no assert was ever executed", "for x in f(0): assert x", "def f(x): return []", 0),
+    (
+        "a handler of the tests does not hide a failure",
+        "try:\n    assert f(0)\nexcept: pass\nassert f(1)",
+        "def f(x): return x",
+        1 / 2,
+    ),
+    (
+        "an assert in a loop that did not end",
+        "for i in range(5): assert f(i) >= 0 and f(i + 1) != 4\nassert f(1)",
+        "def f(x):\n    if x == 3: raise SystemError\n    return x",
+        1 / 2,
+    ),
+    (
+        "an assert in a loop that an exception elsewhere ended",
+        "for i in range(5):\n    assert f(1) == 1\n    f(i)\nassert f(1)",
+        "def f(x): return x // (x != 3)",
+        0,
+    ),
+    (
+        "an assert in a loop of a function that an exception ended",
+        "def check(f):\n    for i in range(5):\n        assert f(1) == 1\n        f(i)\ncheck(f)",
+        "def f(x): return x // (x != 3)",
+        0,
+    ),
+    (
+        "an assert in a while loop that an exception ended",
+        "assert f(1) == 1\nwhile True:\n    assert f(2) == 2\n    f(3)",
+        "def f(x): return x // (x != 3)",
+        1 / 2,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "tests, code, reward", [case[1:] for case in CREDITS], ids=[case[0] for case in CREDITS]
+)
+def test_partial_credit_is_the_share_of_asserts_that_always_held(env, tests, code, reward):
+    result = graded(env, code, {"tests": tests, "entry_point": "f"})
+    assert result.reward == pytest.approx(reward)
+    assert result.done == (reward == 1)
+
+
+def test_gain_pays_each_step_s_improvement_over_the_best(env):
+    tests = "assert f() > 0\nassert f() > 1\nassert f() > 2\nassert f() > 3"
+    env.reset(tests=tests, reward="gain")
+    rewards = [env.step(PythonAction(f"def f(): return {n}")).reward for n in (1, 3, 2, 3, 4)]
+    assert rewards == [0.25, 0.5, 0.0, 0.0, 0.25]
+
+
+def test_max_steps_ends_an_unsolved_episode(env):
+    env.reset(**DOUBLE, max_steps=2)
+    assert [env.step(PythonAction("1")).done for _ in range(2)] == [False, True]
+    with pytest.raises(ServerError, match="over"):
+        env.step(PythonAction(HONEST))
+
+
+def test_an_only_step_is_seen_and_judged(env):
+    result = graded(env, "def f(x): return 8\nprint('seen')", DOUBLE, max_steps=1)
+    assert result.reward == 0.5
+    assert result.done
+    assert result.observation.stdout == "seen\n"
+
+
+def test_an_episode_with_tests_ends_after_twenty_steps(env):
+    env.reset(**DOUBLE)
+    ends = [env.step(PythonAction("1")).done for _ in range(20)]
+    assert ends == [False] * 19 + [True]
+
+
+def test_the_repl_never_ends(env):
+    assert env.state().max_steps is None
+    assert not any(env.step(PythonAction("1")).done for _ in range(30))
+
+
+def test_one_seed_gives_one_sequence_and_another_gives_another(env):
+    code = "import random\nprint([random.random() for _ in range(3)], hash('text'))"
+    outputs = [graded(env, code, DOUBLE, seed=seed).observation.stdout for seed in (7, 7, 8)]
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+@pytest.mark.parametrize("max_steps", [1, 20])
+def test_a_seed_decides_what_is_judged_too(env, max_steps):
+    code = "import random\nf = [random.random() for _ in range(3)].__repr__\nprint(f())"
+    value = graded(env, code, DOUBLE, seed=7).observation.stdout.strip()
+    row = {"tests": f"assert f() == {value!r}", "max_steps": max_steps}
+    assert graded(env, code, row, seed=7).reward == 1.0
+    assert graded(env, code, row, seed=8).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    "row, complaint",
+    [
+        ({"tests": "f(1)"}, "no assert"),
+        ({"tests": "assert 1"}, "no name"),
+        ({"tests": "assert ("}, "not (parse|compile)"),
+        ({"tests": "assert f()", "seed": -1}, "seed"),
+        ({"tests": 5}, "tests"),
+        ({"task_id": "secre"}, "secret"),
+        ({"tests": "assert f()", "reward": "best"}, "reward"),
+        ({"tests": "assert f()", "max_steps": 0}, "max_steps"),
+    ],
+    ids=str,
+)
+def test_a_task_that_cannot_measure_is_refused_and_the_session_goes_on(env, row, complaint):
+    with pytest.raises(ServerError, match=complaint) as refused:
+        env.reset(**row)
+    assert refused.value.code == "VALIDATION_ERROR"
+    assert graded(env, HONEST, DOUBLE).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "import os; os._exit(0)",
+        "import os; os.kill(os.getpid(), 9)",
+        "import os; os.close(3)",
+    ],
+)
+def test_a_judge_that_dies_gives_no_reward_but_an_error(env, tests):
+    env.reset(**{**DOUBLE, "tests": f"assert f(1)\n{tests}"})
+    with pytest.raises(ServerError, match="no reward") as failed:
+        env.step(PythonAction(HONEST))
+    assert failed.value.code == "EXECUTION_ERROR"
+    assert graded(env, HONEST, DOUBLE).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "import re\nre.match('(a*)*b', 'a' * 99)",
+    ],
+    ids=["in Python", "in C"],
+)
+def test_tests_that_loop_end_with_the_step_s_time(env, tests):
+    row = {**DOUBLE, "tests": f"assert f(1)\n{tests}"}
+    result = graded(env, HONEST, row, timeout_s=0.3)
+    assert result.reward < 1.0
+    assert "time was up" in result.observation.feedback
+
+
+def test_tests_are_shut_in_too(env):
+    tests = f"""
+import os
+assert f(1)
+try:
+    os.fork()
+except OSError:
+    assert f(1)
+open({python_env.__file__!r})
+"""
+    result = graded(env, HONEST, {**DOUBLE, "tests": tests})
+    # Both asserts held, but the tests did not run to their end, and that costs one.
+    assert result.reward == 0.5
+    assert not result.done
+    assert "PermissionError" in result.observation.feedback
+
+
+# ── judged inside ─────────────────────────────────────────────────────────────────────────────────
+
+# Tests that cannot be judged apart, because they change or watch the process that the code is in.
+INSIDE = {
+    "a patched module": (
+        """
+        from unittest import mock
+        with mock.patch('time.time', return_value=5):
+            assert f() == 5
+        """,
+        "import time\ndef f(): return time.time()",
+    ),
+    "captured output": (
+        """
+        import contextlib, io
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out): f()
+        assert out.getvalue() == 'said\\n'
+        """,
+        "def f(): print('said')",
+    ),
+    "the environment": (
+        "import os\nos.environ['MODE'] = 'test'\nassert f() == 'test'",
+        "import os\ndef f(): return os.environ.get('MODE')",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_row_may_have_its_tests_run_where_the_code_ran_and_that_is_said(env, name):
+    tests, code = INSIDE[name]
+    row = {"tests": source(tests), "entry_point": "f"}
+    inside = graded(env, code, row, judge="inside")
+    assert inside.reward == 1.0
+    assert "inside" in inside.observation.feedback
+    apart = graded(env, code, row)
+    assert apart.reward < 1.0
+    assert "inside" not in apart.observation.feedback
+
+
+def test_tests_that_run_inside_are_gone_with_their_step(env):
+    env.reset(tests="import builtins\nbuiltins.seen = 5\nassert f() == 0", judge="inside")
+    for _ in range(2):
+        seen = env.step(
+            PythonAction("import builtins\ndef f(): return 1\nhasattr(builtins, 'seen')")
+        )
+        assert seen.observation.result == "False"
+        assert seen.reward == 0.0
+
+
+# ── forgeries ─────────────────────────────────────────────────────────────────────────────────────
+
+# Kinds of tests. Against each of them, every forgery that brings no tests of its own must fail.
+KINDS = {
+    "equality": """
+        assert f(3) == 1009
+        assert [f(5)] == [25013] and {f(5): 1} == {25013: 1}
+    """,
+    "tolerance": """
+        import math
+        assert abs(f(3) - 1.41421356) < 1e-6
+        assert math.isclose(f(5), 2.23606797, rel_tol=1e-6)
+    """,
+    "shape": """
+        r = f([3, 1, 2])
+        assert len(r) == 7 and sorted(r)[0] == 11
+        assert 12345 in r and r[-1] == 77 and r == [77] * 7
+        assert isinstance(r, list) and all(x > 5 for x in r)
+    """,
+}
+KINDS = {name: source(tests) for name, tests in KINDS.items()}
+FORGERIES = {}
+
+
+def forgery(name, code, tests=None, **row):
+    """Code that earns less than everything: against every kind of tests, or against its own."""
+    if tests:
+        rows = [{**row, "tests": source(tests)}]
+    else:
+        rows = [{"entry_point": "f", **row, "tests": tests} for tests in KINDS.values()]
+    add(FORGERIES, name, (source(code), rows))
+
+
+AGREE = "lambda *a, **k: True"
+# The body of a class whose objects agree to everything.
+AGREEABLE = """
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __bool__ = lambda *a: True
+    __sub__ = __rsub__ = __add__ = __radd__ = __abs__ = __mod__ = __neg__ = lambda s, *a: s
+    __len__ = lambda s: 7
+    __hash__ = lambda s: hash(25013)
+    __getitem__ = lambda s, i: s
+"""
+
+forgery(
+    "an object that agrees to all",
+    f"""
+class L:
+{AGREEABLE}
+    __iter__ = lambda s: iter([s] * 7)
+    __float__ = lambda s: 0.0
+    __getattr__ = lambda s, n: s
+    __call__ = lambda s, *a, **k: s
+def f(x): return L()
+""",
+)
+for base in (float, int, str, list, dict, tuple, set, bytes, complex, Exception):
+    name = base.__name__
+    forgery(f"a lying {name}", f"class L({name}):\n{AGREEABLE}\ndef f(x): return L()")
+forgery(
+    "a lying __class__",
+    f"class L:\n{AGREEABLE}\n    __class__ = property(lambda s: list)\ndef f(x): return L()",
+)
+forgery(
+    "a lying metaclass",
+    f"""
+class M(type):
+{AGREEABLE}
+    __instancecheck__ = __subclasscheck__ = {AGREE}
+class L(metaclass=M): pass
+def f(x): return L
+""",
+)
+forgery(
+    "a lying list inside",
+    f"class L(list):\n{AGREEABLE}\ndef f(x): return [L(), (L(),), {{1: L()}}]",
+)
+forgery(
+    "a list that changes",
+    """
+    class L(list):
+        n = 0
+        def __iter__(s): L.n += 1; return iter([L.n] * 7)
+    def f(x): return L()
+    """,
+)
+forgery(
+    "a list with everything",
+    """
+    class L:
+        __len__ = lambda s: 7
+        def __getitem__(s, i): return i
+        def __iter__(s):
+            i = 0
+            while 1:
+                yield i
+                i += 1
+    def f(x): return L()
+    """,
+)
+forgery(
+    "a length that lies",
+    """
+    class L:
+        def __len__(s): return 2**70
+        __index__ = __int__ = __float__ = lambda s: 10**400
+    def f(x): return L()
+    """,
+)
+forgery(
+    "a hash game",
+    """
+    class H:
+        __hash__ = lambda s: 25013
+        __eq__ = lambda s, o: True
+    def f(x): return {H(): 1}
+    """,
+)
+forgery(
+    "__reduce__",
+    "class R:\n    __reduce__ = lambda s: (print, ('x',))\ndef f(x): return R()",
+)
+# The task asks for `Make`; a capital letter makes no class of it, whose objects might decide.
+forgery(
+    "a function with a capital name",
+    f"class L:\n{AGREEABLE}\ndef Make(x): return L()",
+    tests="assert Make(3) == 1009\nassert Make(5) == 25013",
+    entry_point="Make",
+    prompt="Write Make(x).",
+)
+
+# Endings.
+forgery("os._exit in the function", "import os\ndef f(x): os._exit(0)")
+forgery("os._exit at once", "import os\nos._exit(0)")
+forgery("sys.exit at once", "import sys\nsys.exit(0)")
+forgery("SystemExit", "def f(x): raise SystemExit(0)")
+forgery("AssertionError", "def f(x): raise AssertionError")
+forgery("StopIteration", "def f(x): raise StopIteration")
+forgery("KeyboardInterrupt", "def f(x): raise KeyboardInterrupt")
+forgery("GeneratorExit", "def f(x): raise GeneratorExit")
+forgery("a BaseException of its own", "class E(BaseException): pass\ndef f(x): raise E")
+forgery("the judge's own exception", "class TimeUp(BaseException): pass\ndef f(x): raise TimeUp")
+forgery(
+    "a group of exceptions",
+    "def f(x): raise BaseExceptionGroup('g', [SystemExit()])",
+)
+forgery(
+    "an exception that lies",
+    f"""
+class E(Exception):
+{AGREEABLE}
+    args = property(lambda s: (25013,))
+    __str__ = lambda s: 'x' * 10**7
+def f(x): raise E
+""",
+)
+forgery("an exception returned", "def f(x): return ZeroDivisionError(25013)")
+forgery(
+    "a StopIteration that cuts the tests short",
+    "def f(x): raise StopIteration",
+    tests="""
+    assert all(map(lambda p: f(p[0]) == p[1], [(1, 2), (3, 6)]))
+    assert sum(1 for _ in map(f, [1, 2])) == 2
+    """,
+)
+
+# Patches of what might measure.
+forgery(
+    "patched builtins",
+    f"""
+import builtins
+def f(x): return x
+for n in 'abs len sorted isinstance all any hash eq __import__'.split():
+    setattr(builtins, n, {AGREE})
+""",
+)
+forgery(
+    "patched modules",
+    f"""
+import operator, math, unittest, types, collections
+for m in operator, math, unittest.TestCase:
+    for n in dir(m):
+        if n[:2] != '__':
+            setattr(m, n, {AGREE})
+def f(x): return x
+""",
+)
+forgery(
+    "settrace",
+    """
+    import sys
+    def t(fr, *a):
+        fr.f_locals.update(value=25013, verdict=True, result=True)
+        return t
+    sys.settrace(t)
+    def f(x):
+        sys._getframe(1).f_trace = t
+        return x
+    """,
+)
+forgery(
+    "setprofile",
+    """
+    import sys, threading
+    sys.setprofile(lambda fr, e, a: fr.f_locals.update(value=25013))
+    threading.setprofile(print)
+    def f(x): return x
+    """,
+)
+forgery(
+    "patching the worker",
+    """
+    import inspect
+    fr = inspect.currentframe()
+    while fr.f_back: fr = fr.f_back
+    g = fr.f_globals
+    for n in [*g]:
+        if n.isupper() and hasattr(g[n], 'clear'): g[n].clear()
+        elif callable(g[n]) and n[:1].isupper(): g[n] = print
+    def f(x): return x
+    """,
+)
+forgery(
+    "answering every name",
+    f"""
+import inspect
+fr = inspect.currentframe()
+while fr.f_back: fr = fr.f_back
+class D(dict):
+    def __getitem__(s, key):
+        return lambda *a, **k: {{n: {AGREE} for n in ('f', 'sorted', 'len', 'abs')}}
+    get = __getitem__
+for n in [*fr.f_globals]:
+    if n.isupper() and isinstance(fr.f_globals[n], dict):
+        fr.f_globals[n] = D(fr.f_globals[n])
+f = lambda x: True
+""",
+)
+forgery(
+    "patching json",
+    """
+    import json
+    old = json.dumps
+    json.dumps = lambda m, **k: old(['return', True])
+    def f(x): return x
+    """,
+)
+forgery(
+    "patching sockets",
+    """
+    import socket
+    socket.socket.sendall = lambda *a: None
+    socket.socket.recv = lambda *a: b''
+    def f(x): return x
+    """,
+)
+forgery(
+    "a clever assertion rewrite",
+    "import ast\nast.NodeTransformer.visit = lambda s, n: ast.parse('pass')\ndef f(x): return x",
+)
+
+# Looking for what the tests expect.
+forgery(
+    "walking gc",
+    """
+    import gc
+    def f(x):
+        for o in gc.get_objects():
+            if isinstance(o, (list, tuple)) and len(o) > 1 and o[0] == x: return o[1]
+    """,
+)
+forgery(
+    "walking frames",
+    """
+    import sys
+    def f(x):
+        fr = sys._getframe()
+        while fr:
+            for v in [*fr.f_locals.values(), *fr.f_globals.values()]:
+                if type(v) in (int, float) and v not in (x, 0, 1): return v
+            fr = fr.f_back
+    """,
+)
+
+# Messages of its own on the line.
+forgery(
+    "forging the judge's report",
+    FRAME
+    + source(
+        """
+
+        def f(x):
+            report = {'passed': 2, 'total': 2, 'solved': True, 'timed_out': False, 'late': False,
+                      'error': '', 'fault': '', 'fit': True, 'broken': '', 'seq': 1}
+            for fd in range(3, 9):
+                try: os.write(fd, frame(report))
+                except OSError: pass
+            return x
+        """
+    ),
+)
+for wire in (
+    "['return', ['tuple', True, ['tuple']]]",
+    "['return', True]",
+    "['return', {'a': 1}]",
+    "{}",
+    "[]",
+    "5",
+    "['call', 5]",
+    "['raise', ['tuple', ['class', 'SystemExit'], ['tuple']]]",
+    "['raise', ['tuple', ['error', 5, 0], ['tuple']]]",
+    "['return', ['tuple', ['list', 0, ['@', 0]], ['tuple']]]",
+    "['return', ['tuple', ['list', 7], ['tuple']]]",
+    "['return', ['tuple', ['named', 'x', ['a', 'import os'], 1, 2], ['tuple']]]",
+    "['return', ['tuple', ['own', 0], ['tuple']]]",
+    "['return', ['tuple', ['Fraction', '1e999999999'], ['tuple']]]",
+    "['return', ['tuple', ['bytearray', 1 << 40], ['tuple']]]",
+    "['return', ['tuple', ['deque', ['ref', 0]], ['tuple']]]",
+    "['return', ['tuple', ['@', -1], ['tuple']]]",
+    "['call', ['tuple', ['tuple', ['own', 0]], ['dict', 0]]]",
+    "['names', ['tuple', ['tuple', ['list', 0, 'f']], ['dict', 1]]]",
+    "['getattr', ['tuple', ['tuple', ['own', 0], '__globals__'], ['dict', 0]]]",
+):
+    forgery(f"forging {wire}", f"{FRAME}\ndef f(x): os.write(4, frame({wire})); return x")
+forgery(
+    "forging before the first question",
+    FRAME + "\nos.write(4, frame(['return', True]) * 50)\ndef f(x): return x",
+)
+forgery(
+    "forging at the exit",
+    FRAME
+    + source(
+        """
+
+        import atexit
+        atexit.register(lambda: os.write(4, frame(['return', True])))
+        def f(x): raise SystemExit
+        """
+    ),
+)
+forgery(
+    "asking for ever",
+    FRAME
+    + source(
+        """
+        def f(x):
+            while True: os.write(4, frame(['call', ['tuple', ['tuple', 'print'], ['dict', 0]]]))
+        """
+    ),
+)
+forgery(
+    "threads that keep writing",
+    """
+    import os, threading
+    def w(fd):
+        while True: os.write(fd, bytes(99))
+    for fd in (1, 2, 4): threading.Thread(target=w, args=(fd,), daemon=True).start()
+    def f(x): return x
+    """,
+)
+forgery("closing the line", "import os\ndef f(x): os.close(4)")
+forgery("stealing the line", "import os\ndef f(x):\n    while True: os.read(4, 99)")
+
+# Values that are hard to compare or to send.
+forgery("NaN", "def f(x): return float('nan')")
+forgery("infinity", "def f(x): return float('inf')")
+forgery("NaN in a list", "def f(x): return [float('nan')] * 7")
+forgery("a huge int", "def f(x): return 1 << 10**7")
+forgery("a huge Decimal", "import decimal\ndef f(x): return decimal.Decimal('1e999999999')")
+forgery("a cycle", "def f(x): x = []; x.append(x); return x")
+forgery("a cycle through a tuple", "def f(x): x = []; x.append((x, {1: x})); return x")
+forgery("2**60 nodes", "def f(x):\n    for _ in range(60): x = (x, x)\n    return x")
+forgery("2**60 nodes in lists", "def f(x):\n    for _ in range(60): x = [x, x]\n    return x")
+forgery("depth", "def f(x):\n    for _ in range(10**5): x = [x]\n    return x")
+forgery("colliding hashes", "def f(x): return {i * (2**61 - 1): 0 for i in range(20000)}")
+forgery("a million nodes", "def f(x): return [[i] for i in range(10**6)]")
+forgery("an endless generator", "def f(x):\n    while True: yield x")
+forgery("an endless str", "def f(x): return 'x' * 10**8")
+forgery("endless bytes", "def f(x): return b'x' * 2**24")
+forgery("a coroutine", "async def f(x): return x")
+forgery("a type", "def f(x): return int")
+forgery("object itself", "def f(x): return object")
+forgery("itself", "def f(x): return f")
+forgery("a module", "import os\ndef f(x): return os")
+forgery("a view of memory", "def f(x): return memoryview(b'xxxxxxx')")
+
+
+# ── forgeries against the mirrors ─────────────────────────────────────────────────────────────────
+
+# Against the mirrors: how the judge sees what stays in the worker. Each has tests of its own, of a
+# function f(x) -> 3 * x or of what else could be asked for.
+TRIPLE = source(
+    """
+    assert f(2) == 6
+    assert f(5) == 15
+    assert f(-1) == -3
+    """
+)
+CLOSE = source(
+    """
+    import math
+    assert math.isclose(f(2), 6)
+    assert abs(f(5) - 15) < 1e-9
+    assert round(f(1), 2) == 3
+    """
+)
+IN = source(
+    """
+    assert f(2) in (6,)
+    assert f(5) in [15]
+    assert f(1) in {3}
+    """
+)
+LISTS = source(
+    """
+    assert g([1, 2]) == [3, 6]
+    assert len(g([1])) == 1
+    assert g([4])[0] == 12
+    """
+)
+ORDER = source(
+    """
+    assert 5 < f(2) < 7
+    assert max(f(2), 0) == 6
+    assert sorted([f(2), 0, 9]) == [0, 6, 9]
+    """
+)
+UNITTEST = source(
+    """
+    import unittest
+    t = unittest.TestCase()
+    t.assertEqual(f(2), 6)
+    t.assertAlmostEqual(f(5), 15)
+    t.assertIn(f(1), [3])
+    assert f(-1) == -3
+    """
+)
+STRINGS = source(
+    """
+    assert s('ab') == 'ba'
+    assert s('abc').startswith('cb')
+    assert s('x') in ('x',)
+    assert '%s' % s('ab') == 'ba'
+    """
+)
+NUMPY = source(
+    """
+    import numpy as np
+    assert np.allclose(f(2), 6)
+    assert np.array_equal(np.asarray(f(3)), 9)
+    assert (np.array([6]) == f(2)).all()
+    """
+)
+RAISES = source(
+    """
+    try:
+        f(None)
+        assert False
+    except KeyError as e:
+        assert e.args == ('none',)
+    assert f(2) == 6
+    """
+)
+STACK = source(
+    """
+    s = Stack()
+    s.push(1)
+    s.push(2)
+    assert s.pop() == 2
+    assert len(s) == 1
+    assert s.items() == [1]
+    """
+)
+DRAIN = source(
+    """
+    s = Stack()
+    s.push(1)
+    assert drain(s) == [1]
+    assert drain(Stack()) == []
+    assert [] == drain(Stack())
+    """
+)
+CALLBACK = source(
+    """
+    def apply_one(fn, *a): return fn(*a)
+    assert run(apply_one, 2) == 6
+    assert run(lambda f, *a: f(*a), 5) == 15
+    """
+)
+ENDS = "assert all(map(ok, [1, 2, 3]))\nassert f(2) == 6"
+
+# What answers yes to everything.
+YES = """
+class Yes:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __contains__ = __lt__
+    def __hash__(self): return 3
+    def __bool__(self): return True
+"""
+# What learns from the operand, and becomes what is wanted.
+LEARN = """
+class Learn:
+    def __init__(self): self.seen = 0
+    def learn(self, other, *rest):
+        self.seen = other
+        return other
+    __eq__ = __lt__ = __gt__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = learn
+    __rmul__ = __truediv__ = __rtruediv__ = __and__ = __or__ = __xor__ = __divmod__ = learn
+    def __abs__(self): return 0.0
+    def __float__(self): return float(self.seen)
+    def __round__(self, n=None): return self.seen
+    __hash__ = None
+"""
+# What speaks on every line that the worker has.
+FIND_LINE = """
+import json, os, socket, stat, struct
+def lines():
+    found = []
+    for fd in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                found.append(socket.socket(fileno=os.dup(fd)))
+        except OSError: pass
+    return found
+def send(message):
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
+    for line in lines(): line.sendall(struct.pack('>I', len(body)) + body)
+"""
+# What answers in the place of our own program in the worker, which is the outermost frame's.
+PROGRAM = """
+import sys
+frame = sys._getframe()
+while frame.f_back: frame = frame.f_back
+def answer_description(describe):
+    frame.f_globals['describe'] = describe
+    frame.f_globals['OPERATIONS']['@describe'] = describe
+"""
+
+forgery(
+    "eq says yes",
+    YES + "def f(x): return Yes()",
+    tests=TRIPLE,
+)
+forgery(
+    "eq says yes, close",
+    YES + "def f(x): return Yes()",
+    tests=CLOSE,
+)
+forgery(
+    "eq says yes, in",
+    YES + "def f(x): return Yes()",
+    tests=IN,
+)
+forgery(
+    "eq says yes, order",
+    YES + "def f(x): return Yes()",
+    tests=ORDER,
+)
+forgery(
+    "eq says yes, unittest",
+    YES + "def f(x): return Yes()",
+    tests=UNITTEST,
+)
+forgery(
+    "eq says yes, in a list",
+    YES + "def g(x): return [Yes() for _ in x]",
+    tests=LISTS,
+)
+forgery(
+    "eq says yes, as a class",
+    YES + "def f(x): return type('T', (), {'__eq__': lambda s, o: True})",
+    tests=TRIPLE,
+)
+forgery(
+    "learns the operand",
+    LEARN + "def f(x): return Learn()",
+    tests=CLOSE,
+)
+forgery(
+    "learns the operand, once for all",
+    LEARN
+    + source("""
+        known = Learn()
+        def f(x): return known.seen or known
+        """),
+    tests="assert f(2) == 6\n" * 3,
+)
+forgery(
+    "learns the operand from arithmetic",
+    LEARN + "def f(x): return Learn()",
+    tests="""
+        assert f(2) - 6 == 0
+        assert 15 - f(5) == 0
+        assert f(5) * 2 == 30
+        """,
+)
+forgery(
+    "counts how often it is asked",
+    """
+        n = 0
+        class C:
+            def __eq__(self, o):
+                global n
+                n += 1
+                return n < 9
+            def __index__(self): return n
+        def f(x): return C()
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "float and index change their minds",
+    """
+        class C:
+            n = 0
+            def __float__(self):
+                C.n += 1
+                return float(C.n)
+            __index__ = lambda self: 6
+            def __abs__(self): return 0
+            def __sub__(self, o): return 0
+        def f(x): return C()
+        """,
+    tests=CLOSE,
+)
+forgery(
+    "hash collides and eq agrees",
+    """
+        class C:
+            def __hash__(self): return hash(6)
+            def __eq__(self, o): return True
+        def f(x): return C()
+        """,
+    tests="""
+        assert f(2) in {6: 1}
+        assert {6, f(2)} == {6}
+        assert {6: 'a'}[f(2)] == 'a'
+        """,
+)
+# Metaclasses and classes.
+forgery(
+    "metaclass eq",
+    """
+        class M(type):
+            def __eq__(cls, o): return True
+            def __hash__(cls): return hash(int)
+        class C(metaclass=M): pass
+        def f(x): return C
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "metaclass instancecheck",
+    """
+        class M(type):
+            def __instancecheck__(cls, o): return True
+            def __subclasscheck__(cls, o): return True
+        class C(metaclass=M):
+            def __eq__(self, o): return True
+        def f(x): return C()
+        """,
+    tests="""
+        assert isinstance(f(2), int)
+        assert f(2) == 6
+        """,
+)
+forgery(
+    "metaclass hash and eq of the object's class",
+    """
+        class M(type):
+            def __eq__(cls, o): return True
+            def __hash__(cls): return hash(int)
+        class C(metaclass=M):
+            def __eq__(self, o): return True
+            def __format__(self, s): return '6'
+        def f(x): return C()
+        """,
+    tests=TRIPLE + "\nassert type(f(1)) is int",
+)
+forgery(
+    "metaclass makes int of everything",
+    """
+        class M(type):
+            def __call__(cls, *a): return super().__call__()
+        class C(metaclass=M):
+            __class__ = int
+            def __eq__(self, o): return True
+        def f(x): return C()
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "__class__ says int",
+    """
+        class C:
+            __class__ = property(lambda self: int)
+            def __eq__(self, o): return True
+            def __index__(self): return 0
+        def f(x): return C()
+        """,
+    tests="""
+        assert isinstance(f(2), int)
+        assert f(2) == 6
+        """,
+)
+forgery(
+    "class named int of module builtins",
+    """
+        class int_(int):
+            def __eq__(self, o): return True
+        int_.__name__ = int_.__qualname__ = 'int'
+        int_.__module__ = 'builtins'
+        def f(x): return int_(0)
+        """,
+    tests=TRIPLE + "\nassert isinstance(f(1), int)",
+)
+forgery(
+    "class named Decimal of module decimal",
+    """
+        class Decimal:
+            __module__ = 'decimal'
+            def __eq__(self, o): return True
+            def __reduce__(self): return (Decimal, ('6',))
+        def f(x): return Decimal()
+        """,
+    tests="""
+        from decimal import Decimal
+        assert f(2) == Decimal(6)
+        assert isinstance(f(2), Decimal)
+        """,
+)
+forgery(
+    "class named ANY of module unittest.mock",
+    """
+        class _ANY:
+            __module__ = 'unittest.mock'
+            def __eq__(self, o): return True
+        def f(x): return _ANY()
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "mock.ANY itself",
+    """
+        from unittest import mock
+        def f(x): return mock.ANY
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "a Mock",
+    """
+        from unittest import mock
+        def f(x):
+            m = mock.MagicMock()
+            m.__eq__.return_value = True
+            m.__sub__.return_value = 0
+            m.__abs__.return_value = 0
+            return m
+        """,
+    tests=CLOSE,
+)
+# __getattribute__, descriptors.
+forgery(
+    "getattribute gives everything",
+    """
+        class C:
+            def __getattribute__(self, name): return lambda *a: True
+            def __eq__(self, o): return True
+        def f(x): return C()
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "descriptor for __eq__",
+    """
+        class D:
+            def __get__(self, o, k=None): return lambda other: True
+        class C:
+            __eq__ = D()
+            __hash__ = None
+        def f(x): return C()
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "__eq__ in the instance",
+    """
+        class C: pass
+        def f(x):
+            c = C()
+            c.__eq__ = lambda o: True
+            return c
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "numpy's __array_ufunc__",
+    """
+        class C:
+            __array_priority__ = 1e9
+            def __array_ufunc__(self, *a, **k): return True
+            def __array_function__(self, *a, **k): return True
+            def __array__(self, *a, **k): raise TypeError
+        def f(x): return C()
+        """,
+    tests=NUMPY,
+)
+forgery(
+    "numpy's __array_interface__ at an address of choice",
+    """
+        class C:
+            memory = {'shape': (1,), 'typestr': '<i8', 'data': (0x1000, False)}
+            __array_interface__ = {**memory, 'version': 3}
+        def f(x): return C()
+        """,
+    tests=NUMPY,
+)
+forgery(
+    "numpy's __array_struct__ and __array__",
+    """
+        class C:
+            __array_struct__ = 7
+            def __array__(self, *a, **k): return self
+            def __eq__(self, o): return True
+        def f(x): return C()
+        """,
+    tests=NUMPY,
+)
+forgery(
+    "an array of objects that say yes",
+    YES
+    + source("""
+        import numpy as np
+        def f(x):
+            a = np.empty(1, object)
+            a[0] = Yes()
+            return a
+        """),
+    tests=NUMPY,
+)
+forgery(
+    "a subclass of ndarray",
+    """
+        import numpy as np
+        class A(np.ndarray):
+            def __eq__(self, o): return np.array([True])
+            def __array_ufunc__(self, *a, **k): return np.array([True])
+        def f(x): return np.zeros(1).view(A)
+        """,
+    tests=NUMPY,
+)
+# __reduce__ and values.
+forgery(
+    "reduce names another class",
+    """
+        import decimal
+        class D(decimal.Decimal):
+            def __reduce_ex__(self, p): return (print, ('x',))
+            def __eq__(self, o): return True
+        def f(x): return D(0)
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "fraction of liars",
+    YES
+    + source("""
+        from fractions import Fraction
+        def f(x):
+            q = Fraction(1)
+            q._numerator = Yes()
+            q._denominator = Yes()
+            return q
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "defaultdict whose factory lies",
+    YES
+    + source("""
+        from collections import defaultdict
+        def f(x): return defaultdict(Yes)
+        """),
+    tests="""
+        d = f(2)
+        assert d['a'] == 6
+        assert d == {'a': 6}
+        """,
+)
+forgery(
+    "dict keys that equal everything",
+    """
+        class K:
+            def __hash__(self): return hash(6)
+            def __eq__(self, o): return True
+        def f(x): return {K(): 'x'}
+        """,
+    tests="""
+        assert f(2)[6] == 'x'
+        assert list(f(2)) == [6]
+        """,
+)
+forgery(
+    "a set that holds a liar",
+    """
+        class K:
+            def __hash__(self): return hash(6)
+            def __eq__(self, o): return True
+        def f(x): return {K()}
+        """,
+    tests="""
+        assert 6 in f(2)
+        assert f(2) == {6}
+        """,
+)
+forgery(
+    "a bound method as GenericAlias, slice and namespace",
+    YES
+    + source("""
+        import types
+        results = {2: types.GenericAlias(Yes, (Yes(),)), 3: slice(Yes())}
+        def f(x): return results.get(x, types.SimpleNamespace(a=Yes()))
+        """),
+    tests="""
+        assert f(2) == 6
+        assert f(3) == slice(1)
+        import types
+        assert f(4) == types.SimpleNamespace(a=1)
+        """,
+)
+# Subclasses of each built-in whose comparisons lie.
+for base, empty, tests in (
+    ("int", "0", TRIPLE),
+    ("float", "0.5", CLOSE),
+    ("complex", "1j", TRIPLE),
+    ("str", "'zz'", STRINGS),
+    ("bytes", "b'z'", "assert f(2) == b'abc'\nassert f(3)[0] == 97"),
+    ("tuple", "(9, 9)", "assert f(2) == (1, 2)\nassert 1 in f(2)"),
+    ("list", "[9]", LISTS.replace("g(", "f(")),
+    ("dict", "{9: 9}", "assert f(2) == {1: 2}\nassert 1 in f(2)"),
+    ("set", "{9}", "assert f(2) == {1, 2}\nassert f(2) >= {1}"),
+    ("frozenset", "{9}", "assert f(2) == frozenset([1])\nassert 1 in f(2)"),
+    ("bytearray", "b'z'", "assert f(2) == bytearray(b'abc')"),
+):
+    code = f"""
+class Lie({base}):
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __contains__ = __lt__
+    def __hash__(self): return 6
+    def startswith(self, *a): return True
+    def __sub__(self, other): return 0
+    __rsub__ = __add__ = __radd__ = __sub__
+    def __abs__(self): return 0
+def f(x): return Lie({empty})
+g = s = f
+"""
+    forgery(f"a subclass of {base}", code, tests=tests)
+
+# Subclasses of each built-in.
+forgery(
+    "subclass of a deque",
+    """
+        from collections import deque
+        class D(deque):
+            def __eq__(self, o): return True
+        def f(x): return D([7])
+        """,
+    tests="""
+        from collections import deque
+        assert f(2) == deque([1])
+        assert deque() == f(2)
+        assert f(3) == deque()
+        """,
+)
+forgery(
+    "str that slices and hashes as it likes",
+    """
+        class S(str):
+            def __getitem__(self, i): return 'b'
+            def __hash__(self): return hash('x')
+            def __eq__(self, o): return True
+            def __str__(self): return 'zz'
+            def __contains__(self, o): return True
+        def s(x): return S('q')
+        """,
+    tests=STRINGS,
+)
+# Open objects.
+forgery(
+    "a method returns the open object",
+    """
+        class Stack:
+            def push(self, x): pass
+            def pop(self): return self
+            def items(self): return self
+            def __len__(self): return 1
+            def __eq__(self, o): return True
+        """,
+    tests=STACK,
+)
+forgery(
+    "a function returns the open object",
+    """
+        class Stack(list):
+            def push(self, x): self.append(x)
+            def __eq__(self, o): return True
+        def drain(s):
+            s.extend([7])
+            return s
+        """,
+    tests=DRAIN,
+)
+forgery(
+    "the class makes what a function returned before",
+    """
+        class Stack:
+            one = None
+            def __new__(cls):
+                Stack.one = Stack.one or object.__new__(cls)
+                return Stack.one
+            def __eq__(self, o): return True
+        def f(x): return Stack()
+        """,
+    tests="""
+        a = f(2)
+        s = Stack()
+        assert a == 6
+        assert f(2) == 6
+        """,
+)
+forgery(
+    "a function returns what the class made before",
+    """
+        class Stack:
+            def __init__(self): Stack.last = self
+            def __eq__(self, o): return True
+        def f(x): return Stack.last
+        """,
+    tests="""
+        s = Stack()
+        assert f(2) == 6
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "an attribute of an open object",
+    """
+        class Stack:
+            def __init__(self): self.size = self.top = self
+            def __eq__(self, o): return True
+        """,
+    tests="""
+        s = Stack()
+        assert s.size == 0
+        assert s.top == 5
+        """,
+)
+forgery(
+    "the open object hides in a list",
+    """
+        class Stack:
+            def items(self): return [self]
+            def __eq__(self, o): return True
+        """,
+    tests="""
+        s = Stack()
+        assert s.items() == [1]
+        assert s.items()[0] == 1
+        """,
+)
+# Exceptions.
+forgery(
+    "exception that compares equal",
+    """
+        class E(KeyError):
+            def __eq__(self, o): return True
+            args = property(lambda self: self)
+        def f(x):
+            if x is None: raise E('other')
+            return 0
+        """,
+    tests=RAISES,
+)
+forgery(
+    "exception with args that compare equal",
+    YES
+    + source("""
+        def f(x):
+            if x is None: raise KeyError(Yes())
+            return 6
+        """),
+    tests=RAISES,
+)
+forgery(
+    "exception named as Python's, of other bases",
+    """
+        class KeyError(Exception): pass
+        KeyError.__module__ = 'builtins'
+        def f(x):
+            if x is None: raise KeyError('none')
+            return 0
+        """,
+    tests=RAISES,
+)
+forgery(
+    "StopIteration ends all()",
+    """
+        def ok(x): raise StopIteration
+        def f(x): return 6
+        """,
+    tests=ENDS,
+)
+forgery(
+    "GeneratorExit, SystemExit, KeyboardInterrupt",
+    """
+        import itertools
+        n = itertools.cycle([GeneratorExit, SystemExit, KeyboardInterrupt])
+        def f(x): raise next(n)
+        """,
+    tests=TRIPLE,
+)
+forgery(
+    "SkipTest",
+    """
+        import unittest
+        def f(x): raise unittest.SkipTest('x')
+        """,
+    tests="""
+        import unittest
+        class T(unittest.TestCase):
+            def test_a(self):
+                assert f(2) == 6
+                assert f(3) == 9
+        r = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))
+        assert r.wasSuccessful()
+        """,
+)
+forgery(
+    "TimeUp of one's own",
+    """
+        import sys
+        class TimeUp(BaseException): pass
+        TimeUp.__module__ = '__main__'
+        def f(x): raise TimeUp
+        """,
+    tests=TRIPLE,
+)
+# Generators and iterators.
+forgery(
+    "generator that changes its mind",
+    """
+        def f(x):
+            for i in range(3): yield type('Y', (), {'__eq__': lambda s, o: True})()
+        """,
+    tests="""
+        assert list(f(2)) == [1, 2]
+        assert list(f(2)) == [1, 2]
+        """,
+)
+forgery(
+    "endless iteration",
+    """
+        import itertools
+        def f(x): return itertools.count()
+        """,
+    tests="""
+        assert 'no' in f(2)
+        assert list(f(2)) == [1]
+        """,
+)
+forgery(
+    "length that lies",
+    """
+        class L:
+            def __len__(self): return 1
+            def __getitem__(self, i): return 12
+            def __eq__(self, o): return True
+        def g(x): return L()
+        """,
+    tests=LISTS,
+)
+# Through the tests' own objects.
+forgery(
+    "callback makes a class",
+    """
+        def run(fn, x):
+            try: kind = fn(type, 'X', (int,), {'__eq__': lambda s, o: True})
+            except Exception: kind = int
+            return fn(kind, 0)
+        """,
+    tests=CALLBACK,
+)
+forgery(
+    "callback opens a function",
+    """
+        import types, subprocess, io
+        def run(fn, x): return fn(fn, types.FunctionType, fn)
+        """,
+    tests=CALLBACK,
+)
+forgery(
+    "callback's globals",
+    """
+        def run(fn, x):
+            try: return fn.__globals__['__failed__']
+            except Exception: return fn.__code__.co_consts
+        """,
+    tests=CALLBACK,
+)
+forgery(
+    "callback's name is a str that is two things",
+    """
+        class N(str):
+            def __getitem__(self, i): return 'x'
+            def startswith(self, *a): return False
+            def __hash__(self): return hash('__name__')
+            def __eq__(self, o): return True
+        def f(fn):
+            try: return getattr(fn, N('__defaults__'))[0] + 1
+            except Exception: return 0
+        """,
+    tests="""
+        def secret(n=6): return n
+        assert f(secret) == 7
+        """,
+)
+forgery(
+    "test object's eq is replaced",
+    """
+        def f(p):
+            try: type(p).__eq__ = lambda s, o: True
+            except Exception: pass
+            try: p.__class__ = int
+            except Exception: pass
+            return p
+        """,
+    tests="""
+        class P:
+            def __init__(self, x): self.x = x
+            def __eq__(self, o): return self.x == o.x
+        assert f(P(1)) == P(2)
+        assert f(P(2)) == P(3)
+        """,
+)
+forgery(
+    "test's list is filled with liars",
+    YES + "def f(m): m[0] = Yes()",
+    tests="""
+        m = [0]
+        f(m)
+        assert m == [6]
+        assert m[0] == 6
+        """,
+)
+# Raw bytes on the line.
+forgery(
+    "forged answer ahead of time",
+    FIND_LINE
+    + source("""
+        def f(x):
+            for n in range(40): send(['return', n, [[6], []]])
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "forged answers for all serials, later",
+    FIND_LINE
+    + source("""
+        import threading
+        def later():
+            for n in range(99): send(['return', n, [[True], []]])
+        def f(x):
+            threading.Thread(target=later).start()
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "nonsense",
+    FIND_LINE
+    + source(r"""
+        def f(x):
+            send(b'\xff' * 9)
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "a frame too large",
+    FIND_LINE
+    + source(r"""
+        def f(x):
+            for line in lines(): line.sendall(b'\xff\xff\xff\xff' + b'x' * 100)
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "brackets a million deep",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(b'[' * 4_000_000)
+            return 0
+        """),
+    tests="""
+        import sys
+        sys.setrecursionlimit(10**6)
+        assert f(2) == 6
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "rows a million deep",
+    FIND_LINE
+    + source("""
+        rows = [['tuple', [], None]] + [['tuple', [[n]], None] for n in range(400_000)]
+        def f(x):
+            send(['return', 1, [[[400_000]], rows]])
+            return 0
+        """),
+    tests="""
+        x = f(2)
+        assert hash(x) == hash(6)
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "cyclic rows",
+    FIND_LINE
+    + source("""
+        rows = [['defaultdict', [None], [1, [n + 1]]] for n in range(300_000)]
+        rows.append(['list', [], []])
+        def f(x):
+            send(['return', 1, [[[0]], rows]])
+            return 0
+        """),
+    tests="""
+        x = f(2)
+        assert x == [6]
+        del x
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "an int of many digits",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(b'["return",1,[[' + b'9' * 9_000_000 + b'],[]]]')
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "questions about objects that were never shared",
+    FIND_LINE
+    + source("""
+        def f(x):
+            for n in range(-5, 9): send(['@get', n, n, [['__dict__', None], []]])
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "an own row of what was never shared",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(['return', 1, [[[0]], [['own', [-1], None]]]])
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "a class that is its own base",
+    PROGRAM
+    + source(
+        """
+        def f(x):
+            class C: pass
+            answer_description(lambda kind: ('C', '__main__', None, None, [kind], {'__eq__'}))
+            return C()
+        """
+    ),
+    tests=TRIPLE,
+)
+forgery(
+    "descriptions that lie",
+    PROGRAM
+    + YES
+    + source(
+        """
+        names = {'__eq__', '__sub__', '__array_ufunc__', '__class__', '__getattribute__'}
+        bases = [int, float, list]
+        answer_description(lambda kind: ('int', 'builtins', None, None, bases, names))
+        def f(x): return Yes()
+        """
+    ),
+    tests=TRIPLE + "\nassert isinstance(f(1), int)",
+)
+forgery(
+    "changes to what was not sent",
+    FIND_LINE
+    + source("""
+        def f(m):
+            send(['return', 1, [[6, [0], [7]], [['dict', [], [1, 2]], ['list', [], [9]]]]])
+            return 0
+        """),
+    tests="""
+        m = [1]
+        f(m)
+        assert m == [2]
+        assert f([5]) == 6
+        """,
+)
+forgery(
+    "a row of a handle of a former grading",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(['return', 1, [[[0]], [['object', [3, [0], None], None]]]])
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "array of pointers",
+    FIND_LINE
+    + source("""
+        def f(x):
+            rows = [['tuple', 'iAQAAAA==', None], ['bytes', ['ff' * 8], None]]
+            rows.append(['ndarray', ['|O', [0], [1]], None])
+            send(['return', 1, [[[2]], rows]])
+            return 0
+        """),
+    tests=NUMPY,
+)
+forgery(
+    "an error row whose class is a test's function",
+    FIND_LINE
+    + source("""
+        def f(x):
+            rows = [['own', [0], None], ['error', [[0], None, None, {'_x': 5}], None]]
+            send(['return', 1, [[[1]], rows]])
+            return 0
+        """),
+    tests="""
+        class P:
+            def __init__(self): self._x = 1
+            def same(self): return self
+        p = P()
+        f(p.same)
+        assert p._x == 5
+        assert f(2) == 6
+        """,
+)
+forgery(
+    "contents for an object of the tests'",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(['return', 1, [[0], [['own', [0], [9]], ['own', [1], [9]]]]])
+            return 0
+        """),
+    tests="""
+        class L(list): pass
+        m = L([1])
+        f(m)
+        assert m == [9]
+        assert f(2) == 6
+        """,
+)
+forgery(
+    "a fraction that takes for ever",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(['return', 1, [[[0]], [['Fraction', ['1e999999999'], None]]]])
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "a bytearray of gigabytes",
+    FIND_LINE
+    + source("""
+        def f(x):
+            send(['return', 1, [[[0]], [['bytearray', [2**40], []]]]])
+            return 0
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "dies in the middle of an answer",
+    FIND_LINE
+    + source(r"""
+        def f(x):
+            for line in lines(): line.sendall(b'\x00\x00\x00\x20{')
+            os._exit(0)
+        """),
+    tests=TRIPLE,
+)
+forgery(
+    "never answers",
+    """
+        import time
+        def f(x): time.sleep(99)
+        """,
+    tests="""
+        assert f(2) == 6
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "asks back for ever",
+    """
+        def f(cb):
+            while True: cb([1])
+        """,
+    tests="""
+        def cb(x): return x
+        assert f(cb) == 6
+        assert f(cb) == 6
+        """,
+)
+forgery(
+    "asks back ever deeper",
+    "def f(cb): return cb(f)",
+    tests="""
+        def cb(g): return g(cb)
+        assert f(cb) == 6
+        assert f(cb) == 6
+        """,
+)
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_is_python(name):
+    # Otherwise it would earn nothing for another reason than it should.
+    code, rows = FORGERIES[name]
+    compile(code, name, "exec")
+    for row in rows:
+        compile(row["tests"], name, "exec")
+
+
+def assert_earns_less(box, code, row):
+    with box.session() as env:
+        begun = time.monotonic()
+        result = graded(env, code, row, timeout_s=0.3)
+        assert time.monotonic() - begun < 0.3 + MARGIN_S
+        assert result.reward < 1.0, row["tests"]
+        assert not result.done, row["tests"]
+        again = graded(env, HONEST, DOUBLE)
+        assert again.reward == 1.0
+        assert again.done
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_earns_less_than_everything(clean, name):
+    code, rows = FORGERIES[name]
+    if "numpy" in rows[0]["tests"]:
+        pytest.importorskip("numpy")
+    with ThreadPoolExecutor(len(rows)) as pool:
+        for done in [pool.submit(assert_earns_less, clean, code, row) for row in rows]:
+            done.result()
+
+
+# ── callables of the tests ────────────────────────────────────────────────────────────────────────
+
+ABUSES = {}
+ABUSED_TESTS = source(
+    """
+    WANTED = 8675309
+    def g(v, wanted=WANTED): return v if WANTED else wanted
+    assert f(g) == WANTED
+    assert f(lambda v: v) == 8675309
+    """
+)
+
+
+def abuse(name, body):
+    """The body of `f(g)`, which is handed a function of the tests and must return WANTED."""
+    add(ABUSES, name, source(body))
+
+
+abuse("its globals", "return g.__globals__['WANTED']")
+abuse("its closure", "return g.__closure__[0].cell_contents")
+abuse("its code", "return g.__code__.co_consts[1]")
+abuse("its defaults", "return g.__defaults__[0]")
+abuse("its owner", "return g.__self__.wanted")
+abuse("its module", "return g.__module__.WANTED")
+abuse("its __builtins__", "return g.__builtins__['WANTED']")
+abuse("its class", "return type(g)(lambda: 8675309)()")
+abuse("a question of ours", "return g._peer.request('getattr', g, '__globals__')['WANTED']")
+abuse("a built-in name", "return g._peer.request('names', ['WANTED'])['WANTED']")
+abuse("its repr", "return int(g._peer.request('repr', g).split()[-1])")
+abuse("an item", "return g._peer.request('getitem', g, 0)")
+abuse("other numbers", "return next(v for n in range(9) for v in [type(g)(g._peer, n)(0)] if v)")
+abuse("negative numbers", "return type(g)(g._peer, -1)()")
+abuse("setting", "g.__code__ = f.__code__; return g(1)")
+abuse("calling it with itself", "return g(g)")
+abuse("iterating", "return next(iter(g))")
+abuse("its signature", "import inspect; return inspect.signature(g).parameters['wanted'].default")
+
+
+@pytest.mark.parametrize("name", ABUSES)
+def test_a_callable_of_the_test_s_tells_nothing_but_what_it_returns(env, name):
+    code = "def f(g):\n    " + ABUSES[name].replace("\n", "\n    ")
+    result = graded(env, code, {"tests": ABUSED_TESTS, "entry_point": "f"}, timeout_s=0.6)
+    assert result.reward == 0.0
+    assert not result.done
+
+
+# ── beside plain Python ───────────────────────────────────────────────────────────────────────────
+
+CASE_FILES = ("judging_cases.jsonl", "judging_own.jsonl")
+
+# Right answers that earn less here than in plain Python, and why. A case that is paid after all
+# must leave this list; a wrong answer that earns everything has no place in it.
+NOT_SAID_TO_BE_A_CLASS = (
+    "Nothing in the task says that it asks for a class, and the tests compare its objects with"
+    " plain values: as far as anybody can tell they may be a function's, and see no operand."
+)
+KNOWN_DIFFERENCES = {
+    "operator result compared to plain": NOT_SAID_TO_BE_A_CLASS,
+    "lower-case class operators": NOT_SAID_TO_BE_A_CLASS,
+    "matrix index tuple / setitem / delitem": NOT_SAID_TO_BE_A_CLASS,
+    "operators: reflected with plain numbers": NOT_SAID_TO_BE_A_CLASS,
+    "container: mutable mapping by MutableMapping": NOT_SAID_TO_BE_A_CLASS,
+    "container: subclass of list": NOT_SAID_TO_BE_A_CLASS,
+    "global counter": "The tests get the value that a global name had before they ran.",
+    "copy/deepcopy": "A list that is an attribute's value is a copy: appending to it is lost.",
+    "container: subclass of dict with missing": (
+        "A method's result crosses as what it holds: here as a dict, which has no __missing__."
+    ),
+    "multiprocessing.dummy / ThreadPool": "It needs a semaphore, which is shared memory.",
+    "test object: duck-typed file and context manager": (
+        "The candidate's `copy` is the name of a module, and nothing says that it is asked for."
+    ),
+}
+
+
+def read_cases():
+    """The cases by name: {"name", "code", "tests", "setup"?, "row"?: more of the task}."""
+    cases = {}
+    for name in CASE_FILES:
+        path = Path(__file__).with_name(name)
+        if path.exists():
+            for line in path.read_text().splitlines():
+                case = json.loads(line)
+                add(cases, case["name"], case)
+    return cases
+
+
+CASES = read_cases()
+
+# Plain Python's part. Each case runs in a fork of its own, in an empty folder and a namespace that
+# is a fresh __main__: setup, code and tests one after another, as in a file, with as much stack as
+# a worker has. It passes when nothing was raised; also not SystemExit, for what stands behind it
+# did not run.
+PLAIN = """
+import json, os, resource, shutil, signal, sys, tempfile, types
+
+def passes(case):
+    folder = tempfile.mkdtemp()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        _, most = resource.getrlimit(resource.RLIMIT_STACK)
+        resource.setrlimit(resource.RLIMIT_STACK, (128 << 20, most))
+        os.chdir(folder)
+        silence = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(silence, fd)
+        try:
+            run(case)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    shutil.rmtree(folder, ignore_errors=True)
+    return status == 0
+
+def run(case):
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    for part in ("setup", "code", "tests"):
+        exec(compile(case.get(part, ""), f"<{part}>", "exec"), vars(module))
+
+for line in sys.stdin:
+    print(json.dumps(passes(json.loads(line))), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """Whether a case passes in plain Python, by its name; all of them in one subprocess."""
+    lines = "".join(json.dumps(case) + "\n" for case in CASES.values())
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", PLAIN],
+            input=lines,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=folder,
+        )
+    assert done.returncode == 0, done.stderr
+    verdicts = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(CASES, verdicts, strict=True))
+
+
+def test_plain_python_passes_most_cases_and_fails_some(plain):
+    # Otherwise it would be plain Python's part that is broken, and everything would agree.
+    passed = sum(plain.values())
+    assert passed > 0.8 * len(plain)
+    assert passed < len(plain)
+
+
+@pytest.fixture(scope="module")
+def examiner(server):
+    """One session, for all cases."""
+    with server.session() as session:
+        yield session
+
+
+def is_solved(env, case):
+    """Whether the product pays the case in full; tests that cannot be graded pay nothing."""
+    row = {"tests": case["tests"], "setup": case.get("setup", ""), **case.get("row", {})}
+    try:
+        return graded(env, case["code"], row).reward == 1.0
+    except ServerError as error:
+        assert error.code in ("EXECUTION_ERROR", "VALIDATION_ERROR")
+        return False
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_product_agrees_with_plain_python(plain, examiner, name):
+    expected = plain[name]
+    if name in KNOWN_DIFFERENCES:
+        assert expected, "a wrong answer must not be paid"
+        expected = False
+    assert is_solved(examiner, CASES[name]) == expected

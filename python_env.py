@@ -51,9 +51,9 @@ Where to look
 -------------
 Part I, the environment: 1 errors and limits, 2 models, 3 tasks, 4 environment, 5 client, 6 server,
 7 command line. Read it like a story. Part II, the engine room, each chapter a closed box: 8 models
-and tasks at work (validation, JSON schema, task formats), 9 HTTP/1.1 and the messages' meaning, 10
-the client's connection, Docker and the Hub, 11 sandbox, 12 worker program (isolation: the system
-calls, wire, tests, judge, zygote), 13 the page and the built-in tasks.
+and tasks at work (validation, JSON schema, task formats, check), 9 HTTP/1.1, the messages' meaning,
+the WebSocket pump, 10 the client's connection, Docker and the Hub, 11 sandbox, 12 worker program
+(isolation: the system calls, wire, tests, judge, zygote), 13 the page and the built-in tasks.
 """
 
 from __future__ import annotations
@@ -90,7 +90,6 @@ import logging
 import operator
 import os
 import pathlib
-import queue
 import random
 import re
 import secrets
@@ -118,12 +117,13 @@ import zlib
 import zoneinfo
 from asyncio import StreamReader
 from asyncio import StreamWriter
+from collections.abc import Awaitable
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING
 from dataclasses import dataclass
 from dataclasses import field
@@ -872,10 +872,11 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             try:
                 for stream in worker.streams:
                     stream.most = self.limits.output_bytes + 2 * len(pair.expected)
-                outcome = await worker.run(
-                    left, setup=self.task.setup, code=action.code, stdin=pair.stdin
-                )
-                self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+                if self.task.setup:
+                    outcome = await worker.run(left, setup=self.task.setup)
+                    self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+                    worker.take_output()
+                outcome = await worker.run(left, code=action.code, stdin=pair.stdin)
                 stdout, _ = worker.take_output()
                 in_time = not (outcome.timed_out or outcome.died)
                 passed += in_time and pair.holds(stdout)
@@ -941,10 +942,16 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         """Fork a worker for the next step, and let it come to where the episode is."""
         self.worker = self.sandbox.spawn("worker", self.seed)
         if self.task.setup or self.transcript:
-            run = self.worker.run(
-                self.limits.replay_s, setup=self.task.setup, replay=self.transcript
-            )
-            self.replaying = asyncio.create_task(run)
+            self.replaying = asyncio.create_task(self.catch_up(self.worker))
+
+    async def catch_up(self, worker: Process) -> Outcome:
+        """Bring a fresh worker to where the episode is."""
+        outcome = Outcome()
+        if self.task.setup:
+            outcome = await worker.run(self.limits.replay_s, setup=self.task.setup)
+        if self.transcript and not (outcome.died or outcome.fault):
+            outcome = await worker.run(self.limits.replay_s, replay=self.transcript)
+        return outcome
 
     async def replayed_worker(self) -> Process | Attempt:
         """The worker, where the episode is; or what came of it when it does not get there."""
@@ -1387,8 +1394,10 @@ def stop_server(process: subprocess.Popen) -> None:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 6. Server: sessions, routes, the WebSocket pump, serve()
+# 6. Server: sessions, routes, serve()
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
+
+Data = dict[str, Any]  # a JSON object, decoded
 
 # ── A session ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -1411,27 +1420,29 @@ STEP_REFUSED = {
 class Session:
     """One environment and where it stands. Its calls run one at a time, in the order they came."""
 
-    def __init__(self, environment: Environment, action: type[Action]) -> None:
+    def __init__(self, environment: Environment[Any, Any], action: type[Action]) -> None:
         self.id = secrets.token_urlsafe(16)
         self.environment = environment
         self.action = action
         self.stage = Stage.NO_EPISODE
         self.turn = asyncio.Lock()
+        self.calls = 0  # running, or waiting for their turn
         self.steps = 0
         self.used = time.monotonic()  # when the last call ended
         self.socket: WebSocket | None = None  # the one that is attached
-        self.jobs: queue.SimpleQueue | None = None  # of the thread for plain functions
+        self.thread: ThreadPoolExecutor | None = None  # for an environment's plain functions
 
-    async def call(self, kind: str, data: dict, timeout_s: float | None = None) -> dict:
+    async def call(self, kind: str, data: Data, timeout_s: float | None = None) -> Data:
         """Carry out a "reset", "step" or "state"; returns what the reply's `data` shall be.
 
         `timeout_s` goes to a step() that takes it. Raises what the environment does, and
         ExecutionError for a step at the wrong moment, InvalidRequest for wrong data.
         """
-        async with self.turn:
-            if self.stage is Stage.CLOSED:
-                raise SessionError("the session is over; reset opens another")
-            try:
+        self.calls += 1
+        try:
+            async with self.turn:
+                if self.stage is Stage.CLOSED:
+                    raise SessionError("the session is over; reset opens another")
                 if kind == "state":
                     return to_dict(await self.invoke("state"))
                 if kind == "reset":
@@ -1441,24 +1452,22 @@ class Session:
                     observation = await self.step(data, timeout_s)
                 self.stage = Stage.DONE if observation.done else Stage.RUNNING
                 return observation_data(observation)
-            finally:
-                self.used = time.monotonic()
+        finally:
+            self.calls -= 1
+            self.used = time.monotonic()
 
-    @property
-    def is_busy(self) -> bool:
-        return self.turn.locked()
-
-    async def step(self, data: dict, timeout_s: float | None) -> Observation:
+    async def step(self, data: Data, timeout_s: float | None) -> Observation:
         if self.stage in STEP_REFUSED:
             raise ExecutionError(STEP_REFUSED[self.stage])
         action = validate(self.action, data)
         begin = time.monotonic()
         observation = await self.invoke("step", action, timeout_s=timeout_s)
         self.steps += 1
-        task = getattr(observation, "task_id", "-")
-        ms = 1_000 * (time.monotonic() - begin)
-        words = "session %s: step %d, task %s, %.1f ms, reward %s"
-        log.debug(words, self.id[:6], self.steps, task, ms, observation.reward)
+        if log.isEnabledFor(logging.DEBUG):
+            task = getattr(observation, "task_id", None) or "-"
+            ms = 1_000 * (time.monotonic() - begin)
+            words = "session %s: step %d, task %s, %.1f ms, reward %s"
+            log.debug(words, self.id[:6], self.steps, task, ms, observation.reward)
         return observation
 
     async def invoke(self, name: str, /, *arguments: Any, **options: Any) -> Any:
@@ -1473,23 +1482,11 @@ class Session:
         try:
             if inspect.iscoroutinefunction(method):
                 return await call()
-            return await self.call_in_thread(call)
+            if self.thread is None:
+                self.thread = ThreadPoolExecutor(1, "environment")
+            return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
         except SystemExit as error:  # which would end the server
             raise ExecutionError(f"the environment called sys.exit({error.code!r})") from None
-
-    async def call_in_thread(self, call: Callable) -> Any:
-        """call(), in the session's own thread.
-
-        A daemon, because a method that never returns would hold up the end of the server.
-        """
-        if self.jobs is None:
-            self.jobs = queue.SimpleQueue()
-            threading.Thread(
-                target=run_jobs, args=(self.jobs,), name="environment", daemon=True
-            ).start()
-        answer: Future = Future()
-        self.jobs.put((answer, call))
-        return await asyncio.wrap_future(answer)
 
     async def close(self) -> None:
         """The end; the environment hears of it, whatever it does then."""
@@ -1498,30 +1495,25 @@ class Session:
             await self.invoke("close")
         except Exception:
             log.exception("session %s: its environment's close() failed", self.id[:6])
-        if self.jobs:
-            self.jobs.put(None)
+        if self.thread is not None:
+            self.thread.shutdown(wait=False)
         log.info("session %s ended after %d steps", self.id[:6], self.steps)
 
 
-def run_jobs(jobs: queue.SimpleQueue) -> None:
-    """What a session's thread does, until None comes."""
-    for answer, call in iter(jobs.get, None):
-        if not answer.set_running_or_notify_cancel():
-            continue  # who asked has gone
-        try:
-            answer.set_result(call())
-        except StopIteration as error:  # which would be lost between thread and event loop
-            answer.set_exception(RuntimeError(f"the environment raised {error!r}"))
-        except BaseException as error:
-            answer.set_exception(error)
-
-
 @functools.lru_cache(1_024)
-def keywords_of(function: Callable) -> Collection[str] | None:
+def keywords_of(function: Callable[..., Any]) -> Collection[str] | None:
     """The names of its parameters; None: it takes any keyword."""
     parameters = inspect.signature(function).parameters
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     return None if takes_any else {*parameters}
+
+
+def no_stop(function: Callable[[], Any]) -> Any:
+    """function(), but a StopIteration becomes what asyncio can carry out of a thread."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("the environment raised StopIteration") from error
 
 
 # ── The table of sessions ─────────────────────────────────────────────────────────────────────────
@@ -1536,8 +1528,11 @@ class SessionTable:
         self.by_id: dict[str, Session] = {}
         self.waiting = 0  # for a place
         self.door = asyncio.Lock()  # asyncio's lets in who came first
-        self.farewells: set = set()  # tasks: environments that are closing
-        self.closing = False  # begin no session any more
+        self.farewells: set[asyncio.Task[None]] = set()
+        self.closing = False
+
+    def __len__(self) -> int:
+        return len(self.by_id)
 
     async def open(self) -> Session:
         """A new session. On a full server it waits for a place; who waits longest gets the next.
@@ -1550,20 +1545,20 @@ class SessionTable:
         try:
             async with self.door:
                 while not self.has_place():
-                    if time.monotonic() > deadline:
-                        raise CapacityError("all sessions are taken; try again later")
+                    if self.closing or time.monotonic() > deadline:
+                        raise CapacityError(f"all {len(self)} sessions are taken; try again later")
                     await asyncio.sleep(0.02)
-                if self.closing:
-                    raise CapacityError("the server is about to end; connect anew")
                 return self.begin()
         finally:
             self.waiting -= 1
 
     def has_place(self) -> bool:
         """Where all are taken, the HTTP or MCP session gives way that nobody used for longest."""
-        if len(self.by_id) < self.limits.max_sessions:
+        if self.closing:
+            return False
+        if len(self) < self.limits.max_sessions:
             return True
-        idle = [one for one in self.by_id.values() if one.socket is None and not one.is_busy]
+        idle = [one for one in self.by_id.values() if one.socket is None and not one.calls]
         if not idle:
             return False
         self.drop(min(idle, key=operator.attrgetter("used")))
@@ -1577,13 +1572,14 @@ class SessionTable:
         self.by_id[session.id] = session
         return session
 
-    def find(self, key: str | None) -> Session | None:
+    def find(self, key: object) -> Session | None:
         """The session of that id; None without an id. Raises SessionError if there is none."""
         if not key:
             return None
-        if key not in self.by_id:
-            raise SessionError(f"no session {key[:40]!r}: closed, or idle for too long")
-        return self.by_id[key]
+        session = self.by_id.get(str(key))
+        if session is None:
+            raise SessionError(f"no session {str(key)[:40]!r}: closed, or idle for too long")
+        return session
 
     def drop(self, session: Session) -> None:
         """End a session; its place is free at once, while its environment is still closing."""
@@ -1592,19 +1588,28 @@ class SessionTable:
             self.farewells.add(farewell)
             farewell.add_done_callback(self.farewells.discard)
 
-    async def end_idle(self) -> None:
-        """Now and then end the sessions that nobody uses any more."""
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            now = time.monotonic()
-            for session in [*self.by_id.values()]:
-                # One that never began an episode is hardly a trainer whose model is thinking.
-                is_patient = session.socket and session.stage is not Stage.NO_EPISODE
-                most = self.limits.ws_idle_s if is_patient else self.limits.http_idle_s
-                if not session.is_busy and now - session.used > most:
-                    if session.socket:
-                        session.socket.end(CloseCode.GOING_AWAY)
-                    self.drop(session)
+    def end_idle(self) -> None:
+        now = time.monotonic()
+        for session in [*self.by_id.values()]:
+            # One that never began an episode is hardly a trainer whose model is thinking.
+            is_patient = session.socket and session.stage is not Stage.NO_EPISODE
+            most = self.limits.ws_idle_s if is_patient else self.limits.http_idle_s
+            if session.calls == 0 and now - session.used > most:
+                if session.socket:
+                    session.socket.end(CloseCode.GOING_AWAY)
+                self.drop(session)
+
+    async def drain(self) -> None:
+        """Begin no session any more, and give the calls that run drain_s to end."""
+        self.closing = True
+        deadline = time.monotonic() + self.limits.drain_s
+        while any(one.calls for one in self.by_id.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for session in [*self.by_id.values()]:
+            self.drop(session)
+        await asyncio.gather(*self.farewells)
 
 
 # ── The server ────────────────────────────────────────────────────────────────────────────────────
@@ -1614,7 +1619,7 @@ class SessionTable:
 class Service:
     """What a server serves, and to whom. `action`, `observation` and `state` are the models."""
 
-    factory: Callable[[], Environment]
+    factory: Callable[[], Environment[Any, Any]]
     action: type[Action]
     observation: type[Observation] = Observation
     state: type[State] = State
@@ -1624,12 +1629,11 @@ class Service:
     token: str | None = None  # None: nobody has to send one
     allow_origin: Collection[str] = ()  # other sites whose pages may call; "*" for all
     allow_host: Collection[str] = ()  # Host names besides loopback's own, when bound to loopback
-    tasks: dict = field(default_factory=dict)  # by task_id
-    isolation: dict = field(default_factory=dict)  # what was reached, for GET /health
-    counters: Callable[[], dict] = dict  # what GET /health counts besides sessions
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    isolation: Mapping[str, Any] = field(default_factory=dict)
+    counters: Callable[[], Mapping[str, int]] = dict  # what GET /health counts besides sessions
 
 
-FAREWELL_S = 3.0  # that environments have to close when the server ends
 HOUSEKEEPING_S = 0.25  # how often idle sessions are looked for
 GOODBYE_S = 1.0  # that a peer has to read the last words and to close its side
 
@@ -1649,7 +1653,7 @@ class Server:
         self.service = service
         self.limits = service.limits
         self.sessions = SessionTable(service)
-        self.connections: set = set()  # their tasks
+        self.connections: set[asyncio.Task[Any]] = set()
         self.listeners: list[asyncio.Server] = []
         self.port = 0
         self.loopback = True
@@ -1664,25 +1668,23 @@ class Server:
                 self.serve_connection, sock=each, backlog=512, limit=self.limits.head_bytes
             )
             self.listeners.append(listener)
-        self.housekeeper = asyncio.create_task(self.sessions.end_idle())
+        self.housekeeper = asyncio.create_task(self.keep_house())
+
+    async def keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self.sessions.end_idle()
 
     async def close(self) -> None:
         """Let running steps end within drain_s, say 1001 to the WebSockets, end every session."""
         self.housekeeper.cancel()
         for listener in self.listeners:
             listener.close()
-        sessions = self.sessions
-        sessions.closing = True
-        deadline = time.monotonic() + self.limits.drain_s
-        while any(one.is_busy for one in sessions.by_id.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await self.sessions.drain()
         for connection in self.connections:
             connection.cancel()
         await asyncio.gather(*self.connections, return_exceptions=True)
-        for session in [*sessions.by_id.values()]:
-            sessions.drop(session)
-        if sessions.farewells:
-            await asyncio.wait(sessions.farewells, timeout=FAREWELL_S)
+        await self.sessions.close()
 
     # ── Connections ──
 
@@ -1692,7 +1694,7 @@ class Server:
             writer.transport.abort()
             return
 
-        this = cast(asyncio.Task, asyncio.current_task())
+        this = cast("asyncio.Task[None]", asyncio.current_task())
         self.connections.add(this)
         keep_alive(writer.get_extra_info("socket"))
         watcher = asyncio.create_task(cancel_when_lost(this, writer))
@@ -1706,6 +1708,8 @@ class Server:
             self.connections.discard(this)
             watcher.cancel()
             writer.close()
+            if writer.transport.get_write_buffer_size():
+                abort_later(writer, GOODBYE_S)
             break_cycles(reader)
 
     async def serve_request(self, reader: StreamReader, writer: StreamWriter) -> bool:
@@ -1716,20 +1720,20 @@ class Server:
             writer.write(encode_response(error_reply(error), keep_alive=False))
             await hang_up(reader, writer)
             return False
+        if request is None:
+            return False
 
-        was_told = False
-        try:
-            reply = await self.reply(request)
-            if reply.status == 101:
-                await WebSocket(self, reader, writer).serve(request)
-                return False
-            keep_alive = request.keep_alive and not self.sessions.closing
-            was_told = reply.status == 200 and not (reader.at_eof() or writer.is_closing())
-            writer.write(encode_response(reply, keep_alive))
-        finally:
-            if request.opened and not was_told:  # nobody else knows its id
-                self.sessions.drop(request.opened)
+        reply = await self.reply(request)
+        if reply.status == 101:
+            await WebSocket(self, reader, writer).serve(request)
+            return False
+        if reply.opened and (reader.at_eof() or writer.is_closing()):
+            self.sessions.drop(reply.opened)  # the peer is gone, and nobody else knows its id
+        keep_alive = request.keep_alive and not self.sessions.closing
+        writer.write(encode_response(reply, keep_alive, head_only=request.method == "HEAD"))
+        timer = abort_later(writer, self.limits.request_s)
         await writer.drain()
+        timer.cancel()
         return keep_alive
 
     # ── Who may use it ──
@@ -1747,7 +1751,7 @@ class Server:
             reply = error_reply(as_ours(error))
 
         origin = request.headers.get("origin")
-        if origin is None or not self.allows_origin(request):
+        if origin is None or not self.allows_origin(origin):
             return reply
         cross_origin = {
             "Access-Control-Allow-Origin": origin,
@@ -1758,23 +1762,22 @@ class Server:
 
     def check_site(self, request: Request) -> None:
         """Refuse names that others bound to our loopback address, and other sites' pages."""
-        name = host_name(request.headers.get("host", "localhost"))  # a probe may send none
-        known = is_loopback(name) or name in map(host_name, self.service.allow_host)
-        if self.loopback and not known:
-            raise HTTPError(403, f"Host {name[:100]!r} is not served here; --allow-host admits it")
-        if not self.allows_origin(request):
-            origin = request.headers["origin"][:100]
-            raise HTTPError(403, f"Origin {origin!r} is another site; --allow-origin admits it")
-
-    def allows_origin(self, request: Request) -> bool:
-        """Whether it comes from no site's page, from our own, or from one that may call."""
+        host = request.headers.get("host")
+        if self.loopback and host is not None:
+            name = host_name(host)
+            if not is_loopback(name) and name not in map(host_name, self.service.allow_host):
+                words = f"Host {name[:100]!r} is not served here; --allow-host admits it"
+                raise HTTPError(403, words)
         origin = request.headers.get("origin")
-        if origin is None:
-            return True
-        page = canonical(origin)
-        own = canonical("://" + request.headers.get("host", ""))
+        if origin is None or self.allows_origin(origin):
+            return
+        if canonical(origin) not in (canonical(f"http://{host}"), canonical(f"https://{host}")):
+            words = f"Origin {origin[:100]!r} is another site; --allow-origin admits it"
+            raise HTTPError(403, words)
+
+    def allows_origin(self, origin: str) -> bool:
         allowed = self.service.allow_origin
-        return "*" in allowed or page in map(canonical, allowed) or page.endswith(own)
+        return "*" in allowed or canonical(origin) in map(canonical, allowed)
 
     def check_token(self, request: Request) -> None:
         if self.service.token is None or route(request) in PUBLIC:
@@ -1782,7 +1785,7 @@ class Server:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # A token that comes from a file has a newline at its end.
         wanted = self.service.token.strip().encode()
-        is_known = hmac.compare_digest(given.strip().encode(), wanted)
+        is_known = hmac.compare_digest(given.strip().encode("latin-1"), wanted)
         if not is_known or scheme.lower() != "bearer":
             words = "send 'Authorization: Bearer TOKEN'"
             raise HTTPError(401, words, {"WWW-Authenticate": "Bearer"})
@@ -1794,47 +1797,47 @@ class Server:
             "status": "healthy",
             "version": __version__,
             "isolation": self.service.isolation,
-            "sessions": len(self.sessions.by_id),
+            "sessions": len(self.sessions),
             "max_sessions": self.limits.max_sessions,
             "waiting": self.sessions.waiting,
-            # By which who started this container knows it again.
-            "nonce": os.environ.get("PYTHON_ENV_NONCE"),
+            **self.service.counters(),
         }
-        return Reply({**health, **self.service.counters()})
+        nonce = os.environ.get("PYTHON_ENV_NONCE")
+        if nonce:
+            health["nonce"] = nonce  # by which who started this container knows it again
+        return Reply(health)
 
     async def get_document(self, request: Request) -> Reply:
         return self.documents[route(request)]
 
     @functools.cached_property
-    def documents(self) -> dict:
+    def documents(self) -> dict[str, Reply]:
         """What never changes."""
         service = self.service
         page = PAGE.replace("$NAME", html.escape(service.name)).encode()
-        page_headers = {
-            "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": PAGE_POLICY,
-        }
+        policy = {"Content-Security-Policy": PAGE_POLICY}
         metadata = {
             "name": service.name,
             "description": service.description,
             "version": __version__,
+            "readme_content": None,
+            "author": None,
+            "documentation_url": None,
+            "isolation": service.isolation,
+            "tasks": [*service.tasks],
         }
         models = ("action", "observation", "state")
         shown = ("task_id", "difficulty", "prompt", "tests_total", "judge")
-        tasks = [{name: getattr(task, name) for name in shown} for task in service.tasks.values()]
-        paths: dict = {}
-        for line in ROUTES:
-            method, path = line.lower().split()
-            paths.setdefault(path, {})[method] = {"responses": {"200": {"description": "OK"}}}
-        # As far as `openenv validate` reads it.
-        info = {"title": service.name, "version": "1.0.0"}
-        openapi = {"openapi": "3.1.0", "info": info, "paths": paths}
+        tasks = [
+            {name: getattr(task, name) for name in shown if hasattr(task, name)}
+            for task in service.tasks.values()
+        ]
         return {
-            "/docs": Reply(page, headers=page_headers),
+            "/docs": Reply(page, 200, policy, "text/html; charset=utf-8"),
             "/metadata": Reply(metadata),
             "/schema": Reply({name: json_schema(getattr(service, name)) for name in models}),
             "/tasks": Reply({"tasks": tasks}),
-            "/openapi.json": Reply(openapi),
+            "/openapi.json": Reply(openapi(service)),
         }
 
     async def get_docs(self, request: Request) -> Reply:
@@ -1843,7 +1846,9 @@ class Server:
         return Reply({"detail": "see /docs"}, 307, {"Location": f"{up}docs"})
 
     async def get_ws(self, request: Request) -> Reply:
-        return Reply(b"", 101)  # or what websockets makes of it
+        if not request.is_upgrade:
+            raise HTTPError(426, "/ws speaks WebSocket", {"Upgrade": "websocket"})
+        return Reply(b"", 101)
 
     def session_of(self, request: Request) -> Session | None:
         """The session that a header names, as HTTP's peers do or as MCP's do."""
@@ -1858,10 +1863,17 @@ class Server:
         """Begin an episode, in the session that is named or else a new one."""
         row = json_object(request.body or b"{}")
         session = self.sessions.by_id.get(request.headers.get("x-session-id", ""))
+        opened = None
         if session is None:
-            session = request.opened = await self.sessions.open()
-        data = await session.call("reset", row)
-        return Reply(data, headers={"X-Session-Id": session.id})
+            session = opened = await self.sessions.open()
+        try:
+            data = await session.call("reset", row)
+        except BaseException:
+            if opened:
+                self.sessions.drop(opened)
+            raise
+        data = {"metadata": None, **data}  # over HTTP the official server always has it
+        return Reply(data, headers={"X-Session-Id": session.id}, opened=opened)
 
     async def post_step(self, request: Request) -> Reply:
         body = known_fields(StepRequest, json_object(request.body), ("body",))
@@ -1869,10 +1881,11 @@ class Server:
         if session is None:
             return Reply({"metadata": None, **await self.step_once(body.action, body.timeout_s)})
         data = await session.call("step", body.action, body.timeout_s)
-        return Reply(data, headers={"X-Session-Id": session.id})
+        return Reply({"metadata": None, **data}, headers={"X-Session-Id": session.id})
 
-    async def step_once(self, action: dict, timeout_s: float | None = None) -> dict:
+    async def step_once(self, action: Data, timeout_s: float | None = None) -> Data:
         """A step without a session, in an episode of its own: for Python, in the repl."""
+        validate(self.service.action, action)  # before a process is started for it
         session = await self.sessions.open()
         try:
             await session.call("reset", {"task_id": REPL.task_id})
@@ -1882,12 +1895,11 @@ class Server:
 
     async def post_mcp(self, request: Request) -> Reply:
         call = MCPCall(self, self.session_of(request))
-        answer = await call.answer(parse_json(request.body))
+        answer = await call.answer(request.body)
         if not answer:
             return Reply(b"", 202)
-        request.opened = call.opened
         headers = {"Mcp-Session-Id": call.opened.id} if call.opened else {}
-        return Reply(answer, headers=headers)
+        return Reply(answer, headers=headers, opened=call.opened)
 
     async def delete_mcp(self, request: Request) -> Reply:
         session = self.session_of(request)
@@ -1896,21 +1908,21 @@ class Server:
         return Reply(b"")
 
 
-ROUTES: dict[str, Callable] = {  # each takes the Server and the Request
-    "GET /": Server.get_docs,
-    "GET /web": Server.get_docs,
-    "GET /docs": Server.get_document,
-    "GET /metadata": Server.get_document,
-    "GET /schema": Server.get_document,
-    "GET /tasks": Server.get_document,
-    "GET /openapi.json": Server.get_document,
-    "GET /health": Server.get_health,
-    "GET /ws": Server.get_ws,
-    "POST /reset": Server.post_reset,
-    "POST /step": Server.post_step,
-    "GET /state": Server.get_state,
-    "POST /mcp": Server.post_mcp,
-    "DELETE /mcp": Server.delete_mcp,
+# path: method: handler; a GET answers HEAD as well.
+ROUTES: dict[str, dict[str, Any]] = {
+    "/": {"GET": Server.get_docs},
+    "/web": {"GET": Server.get_docs},
+    "/docs": {"GET": Server.get_document},
+    "/metadata": {"GET": Server.get_document},
+    "/schema": {"GET": Server.get_document},
+    "/tasks": {"GET": Server.get_document},
+    "/openapi.json": {"GET": Server.get_document},
+    "/health": {"GET": Server.get_health},
+    "/ws": {"GET": Server.get_ws},
+    "/reset": {"POST": Server.post_reset},
+    "/step": {"POST": Server.post_step},
+    "/state": {"GET": Server.get_state},
+    "/mcp": {"POST": Server.post_mcp, "DELETE": Server.delete_mcp},
 }
 
 
@@ -1919,227 +1931,25 @@ def route(request: Request) -> str:
     return request.path.rstrip("/") or "/"
 
 
-def find_handler(request: Request) -> Callable:
-    path = route(request)
-    handler = ROUTES.get(f"{request.method} {path}")
-    if handler:
-        return handler
-    allowed = ", ".join(line.split()[0] for line in ROUTES if line.split()[1] == path)
-    if allowed:
-        raise HTTPError(405, f"{path} takes {allowed}", {"Allow": allowed})
-    raise HTTPError(404, f"no route {path[:100]!r}: GET /docs lists them")
-
-
-# ── A WebSocket ───────────────────────────────────────────────────────────────────────────────────
-
-BATCH = 2_048  # bytes that are read at once: as many of tiny frames take 10 ms
-
-
-class WebSocket:
-    """One WebSocket: a task reads it, and another answers one message after the other.
-
-    So it is read while a step runs. Pings are answered, and a close, or a peer that vanished, ends
-    the step: the answering task is cancelled. A peer that does not read, or is too far ahead with
-    its messages, is not read either.
-    """
-
-    def __init__(self, server: Server, reader: StreamReader, writer: StreamWriter) -> None:
-        self.server = server
-        self.limits = server.limits
-        self.reader = reader
-        self.writer = writer
-        # Any, because its events are frames as soon as the handshake is done.
-        self.protocol: Any = ServerProtocol(max_size=self.limits.message_bytes, logger=QUIET)
-        self.session: Session | None = None
-        self.messages: asyncio.Queue = asyncio.Queue(self.limits.queued_messages)
-        self.queued = 0  # bytes, since the queue was empty
-        self.fragments = bytearray()  # of the message that is coming
-
-    async def serve(self, request: Request) -> None:
-        """Shake hands, and talk until one of both is gone."""
-        self.protocol.receive_data(request.head)
-        for event in self.protocol.events_received():
-            self.protocol.send_response(self.protocol.accept(event))
-        self.write_out()
-        if self.protocol.state is not OPEN:  # websockets refused the handshake
-            return
-        answering = asyncio.create_task(self.answer_all(request.query.get("session_id")))
-        try:
-            await self.read_all()
-        finally:
-            if self.server.sessions.closing:
-                self.end(CloseCode.GOING_AWAY)
-            answering.cancel()
-            await asyncio.wait([answering])
-            vars(self.protocol).clear()  # its parser is a generator, and they hold each other
-        await hang_up(self.reader, self.writer)
-
-    # ── Reading ──
-
-    async def read_all(self) -> None:
-        while self.protocol.state is OPEN:
-            data = await self.reader.read(BATCH)
-            if not data:
-                return
-            self.protocol.receive_data(data)
-            self.write_out()
-            await self.writer.drain()  # pongs, too, are for those who read
-            for frame in self.protocol.events_received():
-                if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                    await self.receive(frame)
-            if len(data) == BATCH:
-                await asyncio.sleep(0)  # there is more, but others want to be read, too
-
-    async def receive(self, frame: Frame) -> None:
-        """Put a frame's data to its message, and the whole message into the queue."""
-        self.fragments += frame.data
-        if not frame.fin:
-            return
-        message = bytes(self.fragments)
-        self.fragments.clear()
-        if self.messages.empty():
-            self.queued = 0
-        self.queued += len(message)
-        await self.messages.put(message)
-        if self.queued > self.limits.message_bytes:
-            await self.messages.join()  # until all are answered
-
-    # ── Answering ──
-
-    async def answer_all(self, key: str | None) -> None:
-        """Answer each message; a session that began over HTTP or MCP is joined by its id."""
-        try:
-            self.session = self.server.sessions.find(key)
-            if self.session:
-                self.session.socket = self
-            while self.protocol.state is OPEN:
-                await self.answer(await self.messages.get())
-                await self.writer.drain()
-                self.messages.task_done()
-        except PythonEnvError as error:
-            self.report(error)
-        except ConnectionError:
-            pass  # who reads will find out, too
-        finally:
-            if self.session:
-                self.session.socket = None
-                if not key:
-                    self.server.sessions.drop(self.session)
-
-    async def answer(self, message: bytes) -> None:
-        """Answer one message. An error is an answer, too; only some end the session."""
-        try:
-            kind, data = parse_message(message)
-            if kind == "close":
-                self.end(CloseCode.NORMAL_CLOSURE)
-                return
-            if self.session is None:  # not before: who only connects takes no place
-                self.session = await self.server.sessions.open()
-                self.session.socket = self
-            if kind == "mcp":
-                self.send("mcp", await MCPCall(self.server, self.session).answer(data))
-            else:
-                reply = await self.session.call(kind, data)
-                self.send("state" if kind == "state" else "observation", reply)
-        except Exception as error:
-            self.report(as_ours(error))
-
-    # ── Writing ──
-
-    def report(self, error: PythonEnvError) -> None:
-        data: dict = {"message": str(error), "code": error.code}
-        if isinstance(error, InvalidRequest) and error.errors:
-            data["errors"] = error.errors
-        self.send("error", data)
-        if error.ends_session:
-            self.end(CloseCode.POLICY_VIOLATION)
-
-    def send(self, kind: str, data: dict) -> None:
-        if self.protocol.state is OPEN:
-            self.protocol.send_text(to_json({"type": kind, "data": data}))
-            self.write_out()
-
-    def write_out(self) -> None:
-        self.writer.write(b"".join(self.protocol.data_to_send()))
-
-    def end(self, code: int) -> None:
-        """Begin the closing handshake; a peer that does not join in is cut off."""
-        if self.protocol.state is OPEN:
-            self.protocol.send_close(code)
-            self.write_out()
-            abort_soon(self.writer)
-
-
-# ── Sockets ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def bind(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of the host, all on one port; "::" takes IPv4 as well."""
-    sockets: list[socket.socket] = []
-    try:
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            both = address[0] == "::"
-            one = socket.create_server((address[0], port), family=family, dualstack_ipv6=both)
-            sockets.append(one)
-            port = one.getsockname()[1]
-    except OSError as error:
-        words = f"cannot listen on {host} port {port}: {error.strerror}; --port 0 takes a free one"
-        raise OSError(words) from None
-    return sockets
-
-
-def is_loopback(name: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(name).is_loopback
-    return name == "localhost" or name.endswith(".localhost")
-
-
-def host_name(host: str) -> str:
-    """My.Box:8000 is my.box."""
-    return re.sub(r":\d*$", "", host.lower()).strip("[]")
-
-
-def canonical(origin: str) -> str:
-    """HTTPS://A.example:443/ is https://a.example."""
-    return re.sub("(:80|:443)?/?$", "", origin.lower())
-
-
-async def cancel_when_lost(task: asyncio.Task, writer: StreamWriter) -> None:
-    """Nobody waits for the answer of a connection that is lost, so end what works on it."""
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
-    task.cancel()
-
-
-async def hang_up(reader: StreamReader, writer: StreamWriter) -> None:
-    """Close after our last words; what the peer still sends is read, because a close with unread
-    input is a reset, which would take those words along."""
-    writer.write_eof()
-    abort_soon(writer)
-    with contextlib.suppress(HTTPError):  # a reader whose time was over reads no more
-        while await reader.read(BATCH):
-            await asyncio.sleep(0)
-
-
-def abort_soon(writer: StreamWriter) -> None:
-    asyncio.get_running_loop().call_later(GOODBYE_S, writer.transport.abort)
-
-
-def break_cycles(reader: StreamReader) -> None:
-    """A reset is kept by the reader, its traceback keeps our frames, and they keep the reader."""
-    error = reader.exception()
-    if error:
-        error.__traceback__ = None
+def find_handler(request: Request) -> Callable[[Server, Request], Awaitable[Reply]]:
+    methods = ROUTES.get(route(request))
+    if methods is None:
+        raise HTTPError(404, f"no route {request.path[:100]!r}: GET /docs lists them")
+    method = "GET" if request.method == "HEAD" else request.method
+    if method not in methods:
+        allowed = ", ".join(methods)
+        raise HTTPError(405, f"{route(request)} takes {allowed}", {"Allow": allowed})
+    return methods[method]
 
 
 # ── serve() ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def serve(
-    environment: Callable[[], Environment],
+    environment: Callable[[], Environment[Any, Any]],
     action: type[Action],
-    observation: type[Observation] = Observation,
-    state: type[State] = State,
+    observation: type[Observation] | None = None,
+    state: type[State] | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -2147,15 +1957,20 @@ def serve(
 ) -> None:
     """Serve an environment, one instance a session, until SIGTERM or Ctrl-C.
 
-    `environment` is the class, or any callable that makes one; `action`, `observation` and `state`
-    are its models, which GET /schema describes. `options` are fields of Service: name,
-    description, limits, token, allow_origin, allow_host. Raises OSError when the address cannot be
-    had.
+    `environment` is the class, or any callable that makes one. Without `observation` and `state`
+    their models are read off the return annotations of its step() and state(). `options` are
+    fields of Service: name, description, limits, token, allow_origin, allow_host. Raises OSError
+    when the address cannot be had.
     """
     options.setdefault("name", getattr(environment, "__name__", "environment"))
-    service = Service(
-        factory=environment, action=action, observation=observation, state=state, **options
-    )
+    models = {"observation": observation, "state": state}
+    for name, method in {"observation": "step", "state": "state"}.items():
+        function = getattr(environment, method, serve)
+        hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
+        model = models[name] or hints.get("return")
+        if is_dataclass(model):
+            options[name] = model
+    service = Service(factory=environment, action=action, **options)
     asyncio.run(run_until_signal(service, host, port))
 
 
@@ -2203,11 +2018,7 @@ where it is set, clients have to send 'Authorization: Bearer TOKEN'.
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status. 2: something that was given is wrong."""
-    parser = build_parser()
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["serve"]:
-        arguments = ["serve", *flags_of_variables(), *arguments[1:]]
-    given = parser.parse_args(arguments)
+    given = build_parser().parse_args(argv)
     try:
         return given.run(given)
     except KeyboardInterrupt:
@@ -2232,26 +2043,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 # ── Flags and their variables ─────────────────────────────────────────────────────────────────────
 
-# The flag that a variable stands for; where two stand for one, the later wins. A secret has none,
-# because others can see flags.
-VARIABLES = {
-    "PYTHON_ENV_TOKEN": "",
-    "PYTHON_ENV_NONCE": "",
-    "MAX_CONCURRENT_ENVS": "--max-sessions",  # OpenEnv's name for it
-}
+VARIABLES = {"PYTHON_ENV_TOKEN", "PYTHON_ENV_NONCE"}  # and those of the flags
+SWITCH = {"yes": True, "on": True, "true": True, "1": True}
+SWITCH |= {"no": False, "off": False, "false": False, "0": False}
+LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR"}
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the defaults, and the examples as they stand."""
 
 
-def flags_of_variables() -> list[str]:
-    """What stands in the environment, as it would stand on the command line."""
-    known = VARIABLES.items()
-    return [f"{flag}={os.environ[name]}" for name, flag in known if flag and os.environ.get(name)]
+def add_flag(
+    parser: argparse.ArgumentParser, name: str, default: Any, words: str, **options: Any
+) -> None:
+    """A flag whose default is its environment variable, where that is set."""
+    variable = "PYTHON_ENV_" + name.upper().replace("-", "_")
+    VARIABLES.add(variable)
+    default = os.environ.get(variable) or default
+    parser.add_argument(f"--{name}", default=default, help=words, **options)
 
 
-def number(kind: type, least: float, most: float = 10**9) -> Callable:
+def number(kind: type, least: float, most: float = 10**9) -> Callable[[str], Any]:
     """Reads a flag's text, or its variable's, as a number within bounds."""
 
     def read(text: str) -> Any:
@@ -2265,16 +2077,27 @@ def number(kind: type, least: float, most: float = 10**9) -> Callable:
     return read
 
 
-def switch(text: str) -> bool:
-    if text.lower() in ("yes", "true", "1"):
-        return True
-    if text.lower() in ("no", "false", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected yes or no, got {text[:99]!r}")
+def one_of(choices: Mapping[str, Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text.lower() in choices:
+            return choices[text.lower()]
+        raise argparse.ArgumentTypeError(f"expected {', '.join(choices)}, got {text[:99]!r}")
+
+    return read
+
+
+JUDGES = {"apart": "apart", "inside": "inside"}
 
 
 def comma_list(text: str) -> list[str]:
     return text.replace(",", " ").split()
+
+
+def warn_of_unknown_variables() -> None:
+    for name in os.environ:
+        if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
+            log.warning("the variable %s means nothing; did you mean %s?", name, near)
 
 
 # ── serve ─────────────────────────────────────────────────────────────────────────────────────────
@@ -2290,47 +2113,49 @@ def add_serve(commands: Any) -> None:
     )
     parser.set_defaults(run=run_serve)
     parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
-
-    def flag(name: str, default: Any, words: str, **options: Any) -> None:
-        VARIABLES["PYTHON_ENV_" + name.upper().replace("-", "_")] = f"--{name}"
-        parser.add_argument(f"--{name}", default=default, help=words, **options)
-
+    flag = functools.partial(add_flag, parser)
     seconds = number(float, 0.1)
+    port = number(int, 0, 65_535)
+    most = os.environ.get("MAX_CONCURRENT_ENVS") or LIMITS.max_sessions  # OpenEnv's name for it
     wait = "seconds that a full server lets a new session wait for a place"
-    origins = "sites whose pages may call, as https://a.org; * for all"
-    hosts = "Host names served on a loopback address, besides localhost"
-    yes = {"type": switch, "nargs": "?", "const": True}
-    judges = ("apart", "inside")
-    levels = ("debug", "info", "warning", "error")
 
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
-    flag("port", 8_000, "port to listen on; 0: any free one", type=number(int, 0, 65_535))
+    flag("port", 8_000, "port to listen on; 0: any free one", type=port)
     flag("tasks", None, "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format")
-    flag("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so", **yes)
-    flag("judge", "apart", "inside: all tests run where the code ran, forgeable", choices=judges)
-    flag("max-sessions", LIMITS.max_sessions, "sessions at once", type=number(int, 1))
+    flag("max-sessions", most, "sessions at once", type=number(int, 1))
     flag("session-wait", LIMITS.session_wait_s, wait, type=number(float, 0))
     flag("step-timeout", LIMITS.step_s, "seconds of a step that names no timeout_s", type=seconds)
     flag("max-step-timeout", LIMITS.step_max_s, "the most that a step may ask for", type=seconds)
     flag("memory-mb", LIMITS.memory_mb, "MiB that an interpreter may have", type=number(int, 64))
     flag("idle-timeout", LIMITS.ws_idle_s, "seconds; HTTP: at most 300", type=number(float, 1))
     flag("preload", "", "modules to import before each fork, as numpy,pandas", type=comma_list)
-    flag("allow-origin", "", origins, type=comma_list)
-    flag("allow-host", "", hosts, type=comma_list)
-    flag("require-isolation", "no", "refuse to start without seccomp and Landlock", **yes)
-    flag("log-level", "info", "of what goes to standard error", type=str.lower, choices=levels)
+    flag(
+        "allow-origin",
+        "",
+        "sites whose pages may call, as https://a.org; * for all",
+        type=comma_list,
+    )
+    flag(
+        "allow-host",
+        "",
+        "Host names served on a loopback address, besides localhost",
+        type=comma_list,
+    )
+    flag(
+        "judge", "apart", "inside: all tests run where the code ran, forgeable", type=one_of(JUDGES)
+    )
+    skip = {"type": one_of(SWITCH), "nargs": "?", "const": True}
+    flag("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so", **skip)
+    isolation = {"type": one_of(SWITCH), "nargs": "?", "const": True}
+    flag("require-isolation", "no", "refuse to start without seccomp and Landlock", **isolation)
+    flag("log-level", "info", f"of the log: {', '.join(LEVELS)}", type=one_of(LEVELS))
 
 
 def run_serve(given: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=given.log_level, format="%(asctime)s %(levelname)s %(message)s")
     if given.host in ("0.0.0.0", "::") and not os.environ.get("PYTHON_ENV_TOKEN"):
         log.warning("whoever reaches %s may use it: PYTHON_ENV_TOKEN is not set", given.host)
-    for name in os.environ:
-        if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
-            near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
-            log.warning("the variable %s means nothing; did you mean %s?", name, near)
+    warn_of_unknown_variables()
     asyncio.run(serve_python(given))
     return 0
 
@@ -2383,11 +2208,6 @@ named, too: give those a column "judge": "inside", or serve all with --judge ins
 """
 
 
-class BadRow(NamedTuple):
-    task_id: str  # "": the row is no task
-    reason: str
-
-
 def add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
@@ -2409,73 +2229,11 @@ def run_check(given: argparse.Namespace) -> int:
     total = len(tasks) + len(bad)
     if given.json:
         print(json.dumps({"rows": total, "bad": [row._asdict() for row in rows]}))
-    else:
-        for row in rows:
-            print(f"{row.task_id}: {row.reason}".removeprefix(": "))
-        print(f"{total - len(rows)} of {total} rows are sound")
-    return 1 if rows else 0
-
-
-async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]:
-    """The tasks that are of no use, with the reasons; as many at once as there are processors."""
-    sandbox = Sandbox(preload=preload)
-    places = asyncio.Semaphore(os.cpu_count() or 1)
-    begin = time.monotonic()
-    done = 0
-    bad = []
-
-    async def check(task: Task) -> None:
-        nonlocal done
-        async with places:
-            reason = await find_flaw(sandbox, task)
-        if reason:
-            bad.append(BadRow(task.task_id, reason))
-        done += 1
-        if sys.stderr.isatty():
-            show_progress(done, len(tasks), time.monotonic() - begin)
-
-    try:
-        await sandbox.start()
-        await asyncio.gather(*map(check, tasks))
-    finally:
-        await sandbox.close()
-    return sorted(bad)
-
-
-def show_progress(done: int, total: int, seconds: float) -> None:
-    rate = done / seconds
-    bar = "█" * (30 * done // total)
-    words = f"{bar:30} {done} of {total}, {rate:.1f} a second, {(total - done) / rate:.0f} s left"
-    end = "\n" if done == total else ""
-    print(f"\r\x1b[K{words}", end=end, file=sys.stderr, flush=True)
-
-
-async def find_flaw(sandbox: Sandbox, task: Task) -> str:
-    """Why a task is of no use, or ""."""
-    if not task.solution:
-        return "no reference solution"
-    reward, words = await grade_once(sandbox, task, task.solution)
-    if reward != 1.0:
-        if task.tests and (await grade_once(sandbox, task, task.solution, "inside"))[0] == 1.0:
-            return 'its reference solution passes only with "judge": "inside"'
-        return f"its reference solution gets {reward}: {words}"
-    reward, _ = await grade_once(sandbox, task, "")
-    return "an empty program gets 1.0 as well" if reward == 1.0 else ""
-
-
-async def grade_once(
-    sandbox: Sandbox, task: Task, code: str, judge: str = "apart"
-) -> tuple[float | None, str]:
-    """The reward (None: the grading failed) and the feedback."""
-    environment = PythonEnvironment(sandbox, {task.task_id: task}, itertools.count(), judge)
-    try:
-        await environment.reset(task_id=task.task_id, max_steps=1)
-        seen = await environment.step(PythonAction(code, timeout_s=sandbox.limits.step_max_s))
-        return seen.reward, " ".join([seen.feedback, *seen.stderr.splitlines()[-1:]])
-    except PythonEnvError as error:
-        return None, str(error)
-    finally:
-        await environment.close()
+        return int(bool(rows))
+    for row in rows:
+        print(f"{row.task_id}: {row.reason}".removeprefix(": "))
+    print(f"{total - len(rows)} of {total} rows are sound")
+    return int(bool(rows))
 
 
 # ── demo ──────────────────────────────────────────────────────────────────────────────────────────
@@ -3002,21 +2760,104 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
 
 
+# ── Checking a task file ──────────────────────────────────────────────────────────────────────────
+
+
+class BadRow(NamedTuple):
+    task_id: str  # "": the row is no task
+    reason: str
+
+
+async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]:
+    """The tasks that are of no use, with the reasons; as many at once as there are processors."""
+    sandbox = Sandbox(preload=preload)
+    places = asyncio.Semaphore(os.cpu_count() or 1)
+    progress = Progress(len(tasks))
+    bad = []
+
+    async def check(task: Task) -> None:
+        async with places:
+            reason = await find_flaw(sandbox, task)
+        progress.step()
+        if reason:
+            bad.append(BadRow(task.task_id, reason))
+
+    try:
+        await sandbox.start()
+        await asyncio.gather(*map(check, tasks))
+    finally:
+        await sandbox.close()
+        progress.clear()
+    return sorted(bad)
+
+
+async def find_flaw(sandbox: Sandbox, task: Task) -> str:
+    """Why a task is of no use, or ""."""
+    if not task.solution:
+        return "no reference solution"
+    reward, words = await grade_once(sandbox, task, task.solution)
+    if reward != 1.0:
+        if task.tests and (await grade_once(sandbox, task, task.solution, "inside"))[0] == 1.0:
+            return 'its reference solution passes only with "judge": "inside"'
+        return f"its reference solution gets {reward}: {words}"
+    reward, _ = await grade_once(sandbox, task, "")
+    return "an empty program gets 1.0 as well" if reward == 1.0 else ""
+
+
+async def grade_once(
+    sandbox: Sandbox, task: Task, code: str, judge: str = "apart"
+) -> tuple[float | None, str]:
+    """The reward (None: the grading failed) and the feedback."""
+    environment = PythonEnvironment(sandbox, {task.task_id: task}, itertools.count(), judge)
+    try:
+        await environment.reset(task_id=task.task_id, max_steps=1)
+        seen = await environment.step(PythonAction(code, timeout_s=sandbox.limits.step_max_s))
+        return seen.reward, " ".join([seen.feedback, *seen.stderr.splitlines()[-1:]])
+    except PythonEnvError as error:
+        return None, str(error)
+    finally:
+        await environment.close()
+
+
+class Progress:
+    """A bar on a terminal's standard error, with the rate and the time that is left."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.started = time.monotonic()
+
+    def step(self) -> None:
+        self.done += 1
+        rate = self.done / max(1e-6, time.monotonic() - self.started)
+        bar = "█" * (30 * self.done // self.total)
+        left = (self.total - self.done) / rate
+        self.show(f"{bar:30} {self.done} of {self.total}, {rate:.1f} a second, {left:.0f} s left")
+
+    def clear(self) -> None:
+        self.show("")
+
+    def show(self, line: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 9. HTTP/1.1 and the messages' meaning
+# 9. HTTP/1.1, the messages' meaning, the WebSocket pump
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
 # RFC 9112; bare section numbers are its own. Where it lets a server mend or refuse, we refuse,
 # because a proxy in front may mend differently, and two readings of the same bytes are how requests
-# are smuggled. So a bare LF ends no line (2.2), and a SINGLE header never comes twice. Only what
-# clients send is taken: no absolute targets, no trailers.
+# are smuggled. So a bare LF ends no line (2.2), and a SINGLE header never comes twice.
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 TEXT = r"[\t -~\x80-\xff]*"
-TARGET = r"/(?:[!\"$&-~]|%[0-9A-Fa-f]{2})*"
-REQUEST_LINE = re.compile(rf"({TOKEN}) ({TARGET}) HTTP/(1\.[01])")
-FIELD = re.compile(rf"({TOKEN}):({TEXT})")
-CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,16}})(?:[ \t]*;{TEXT})?\r\n")
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
+FIELD = re.compile(rf"({TOKEN}):({TEXT})\r\n")
+CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,16}})((?:[ \t]*;{TEXT})?)\r\n")
+ABSOLUTE = re.compile(r"(?i:https?)://([\w.:\[\]-]+)(?![^/?])/?(.*)")
 SINGLE = {"host", "content-length", "transfer-encoding", "origin", "authorization", "content-type"}
+TARGET_BYTES = 8_192  # section 3 asks for 8,000 at least
+HEADERS = 64  # of a request; fewer than websockets takes, which reads the same head again
 
 
 @dataclass
@@ -3025,42 +2866,36 @@ class Request:
 
     method: str
     path: str
-    query: dict
+    query: dict[str, str]
     version: str  # "1.0" or "1.1"
-    headers: dict
+    headers: dict[str, str]
+    keep_alive: bool  # whether another request may follow on the connection (9.3)
+    is_upgrade: bool  # to a WebSocket (RFC 9110, 7.8)
     head: bytes  # as it came, for websockets' handshake
     body: bytes = b""
-    opened: Session | None = None  # the session that it began, whose id only the reply tells
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether another request may follow on the connection (9.3)."""
-        return self.version == "1.1" and "close" not in self.headers.get("connection", "").lower()
 
 
 # ── Reading a request ─────────────────────────────────────────────────────────────────────────────
 
 
-async def read_request(reader: StreamReader, writer: StreamWriter, limits: Limits) -> Request:
-    """The connection's next request.
+async def read_request(
+    reader: StreamReader, writer: StreamWriter, limits: Limits
+) -> Request | None:
+    """The connection's next request; None when the peer has no more.
 
-    Raises ConnectionError when the peer has no more, or none for keep_alive_s, and HTTPError for
-    what is malformed, oversized, or not whole within request_s. Then the connection has to end,
-    because nobody knows where the next request would begin.
+    Raises HTTPError for what is malformed, oversized, or not whole within request_s, and a
+    ConnectionError when nothing comes for keep_alive_s. Then the connection has to end, because
+    nobody knows where the next request would begin.
     """
     with deadline(reader, limits.keep_alive_s, ConnectionAbortedError("idle for too long")):
         first = await reader.read(1)
     if not first:
-        raise ConnectionAbortedError("there are no more requests")
+        return None
 
     late = HTTPError(408, f"the request was not whole after {limits.request_s:g} s")
     try:
         with deadline(reader, limits.request_s, late):
-            request = parse_head(first + await reader.readuntil(b"\r\n\r\n"))
-            request.body = await read_body(request, reader, writer, limits)
-            return request
-    except asyncio.LimitOverrunError:
-        raise HTTPError(431, f"a head or a line of over {limits.head_bytes:,} bytes") from None
+            return await read_whole(first, reader, writer, limits)
     except asyncio.IncompleteReadError:
         raise HTTPError(400, "the connection ended inside a request") from None
 
@@ -3075,14 +2910,87 @@ def deadline(reader: StreamReader, seconds: float, error: Exception) -> Iterator
         timer.cancel()
 
 
-def parse_head(head: bytes) -> Request:
-    start, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
-    parts = REQUEST_LINE.fullmatch(start)
-    if not parts:
-        raise HTTPError(400, f"a malformed request line: {start[:80]!a}")
-    method, target, version = parts.groups()
+async def read_whole(
+    first: bytes, reader: StreamReader, writer: StreamWriter, limits: Limits
+) -> Request:
+    request = parse_head(await read_head(first, reader, limits))
+    length = body_length(request, limits)
+    expectation = request.headers.get("expect", "").lower()
+    if expectation and request.version == "1.1":  # RFC 9110, 10.1.1
+        if expectation != "100-continue":
+            raise HTTPError(417, "an expectation other than 100-continue")
+        if length != 0:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if length is None:
+        request.body = await read_chunks(reader, limits)
+    else:
+        request.body = await reader.readexactly(length)
+    return request
 
-    headers: dict = {}
+
+async def read_line(reader: StreamReader, room: int, status: int, start: bytes = b"") -> str:
+    """The next line, which began with `start`; `status` is for one of over `room` bytes."""
+    too_long = HTTPError(status, f"a line of over {max(room, 0):,} bytes")
+    try:
+        line = start if start == b"\n" else start + await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        raise too_long from None
+    if len(line) > room:
+        raise too_long
+    if not line.endswith(b"\r\n"):
+        raise HTTPError(400, "a line that a bare LF ends; expected CRLF")
+    return line.decode("latin-1")
+
+
+async def read_head(first: bytes, reader: StreamReader, limits: Limits) -> list[str]:
+    """The request line, the headers' lines, and the empty line."""
+    room = limits.head_bytes
+    line = await read_line(reader, room, 414, first)
+    if line == "\r\n":  # a server should pass over one empty line before a request (2.2)
+        line = await read_line(reader, room, 414)
+    lines = [line]
+    while lines[-1] != "\r\n":
+        room -= len(lines[-1])
+        lines.append(await read_line(reader, room, 431))
+    return lines
+
+
+def parse_head(lines: list[str]) -> Request:
+    start = REQUEST_LINE.fullmatch(lines[0])
+    if not start:
+        raise HTTPError(400, f"a malformed request line: {lines[0][:80]!a}")
+    method, target, version = start.groups()
+    if version not in ("1.0", "1.1"):
+        raise HTTPError(505, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
+
+    headers = parse_fields(lines[1:-1])
+    if "host" not in headers and version == "1.1":
+        raise HTTPError(400, "HTTP/1.1 needs a Host header (3.2)")
+    absolute = ABSOLUTE.fullmatch(target)
+    if absolute:  # it overrules Host (3.2.2)
+        headers["host"] = absolute[1]
+        target = "/" + absolute[2]
+    check_target(method, target)
+
+    path, _, query = target.partition("?")
+    options = re.split("[ \t]*,[ \t]*", headers.get("connection", "").lower())
+    wanted = headers.get("upgrade", "").lower()
+    return Request(
+        method=method,
+        path=unquote(path),
+        query=dict(parse_qsl(query, keep_blank_values=True)),
+        version=version,
+        headers=headers,
+        keep_alive="close" not in options and (version == "1.1" or "keep-alive" in options),
+        is_upgrade=version == "1.1" and "upgrade" in options and wanted == "websocket",
+        head="".join(lines).encode("latin-1"),
+    )
+
+
+def parse_fields(lines: list[str]) -> dict[str, str]:
+    if len(lines) > HEADERS:
+        raise HTTPError(431, f"over {HEADERS} headers")
+    headers: dict[str, str] = {}
     for line in lines:
         field = FIELD.fullmatch(line)
         if not field:
@@ -3094,54 +3002,65 @@ def parse_head(head: bytes) -> Request:
                 raise HTTPError(400, f"more than one {name} header")
             value = f"{headers[name]}, {value}"  # RFC 9110, 5.3
         headers[name] = value
-    if "host" not in headers and version == "1.1":
-        raise HTTPError(400, "HTTP/1.1 needs a Host header (3.2)")
-
-    path, _, query = target.partition("?")
-    return Request(method, unquote(path), dict(parse_qsl(query)), version, headers, head)
+    return headers
 
 
-async def read_body(
-    request: Request, reader: StreamReader, writer: StreamWriter, limits: Limits
-) -> bytes:
-    length = request.headers.get("content-length", "0")
+def check_target(method: str, target: str) -> None:
+    if len(target) > TARGET_BYTES:
+        raise HTTPError(414, f"the target is over {TARGET_BYTES:,} bytes")
+    if not target.startswith("/") and (method, target) != ("OPTIONS", "*"):
+        raise HTTPError(400, "expected a /path as the target")
+    if re.search("#|%(?![0-9A-Fa-f]{2})", target):
+        raise HTTPError(400, "a stray # or % in the target")
+
+
+def body_length(request: Request, limits: Limits) -> int | None:
+    """The body's bytes; None: it comes in chunks."""
+    length = request.headers.get("content-length")
     coding = request.headers.get("transfer-encoding")
-    if coding is None:
-        if not re.fullmatch("[0-9]{1,18}", length):
-            raise HTTPError(400, "Content-Length is not 1 to 18 digits")
-        if int(length) > limits.message_bytes:
-            raise HTTPError(413, f"a body of over {limits.message_bytes:,} bytes")
-    # Beside a length, or in HTTP/1.0, it is what smugglers send (6.1).
-    elif "content-length" in request.headers or request.version == "1.0":
-        raise HTTPError(400, "a Transfer-Encoding where the length is told otherwise")
-    elif coding.lower() != "chunked":
-        raise HTTPError(501, "a Transfer-Encoding other than chunked")
+    if coding is not None:
+        # Beside a length, or in HTTP/1.0, it is what smugglers send (6.1).
+        if length is not None or request.version == "1.0":
+            raise HTTPError(400, "a Transfer-Encoding where the length is told otherwise")
+        if coding.lower() != "chunked":
+            raise HTTPError(501, "a Transfer-Encoding other than chunked")
+        return None
 
-    if request.headers.get("expect", "").lower() == "100-continue":
-        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    if coding is None:
-        return await reader.readexactly(int(length))
-    return await read_chunks(reader, limits)
+    if length is None:
+        return 0
+    if not re.fullmatch("[0-9]{1,18}", length):
+        raise HTTPError(400, "Content-Length is not 1 to 18 digits")
+    if int(length) > limits.message_bytes:
+        raise HTTPError(413, f"a body of over {limits.message_bytes:,} bytes")
+    return int(length)
 
 
 async def read_chunks(reader: StreamReader, limits: Limits) -> bytes:
     body = bytearray()
+    room = limits.head_bytes  # for all extensions and trailers together
     while True:
-        line = await reader.readuntil(b"\n")
-        chunk = CHUNK_SIZE.fullmatch(line.decode("latin-1"))
+        chunk = CHUNK_SIZE.fullmatch(await read_line(reader, room, 431))
         if not chunk:
             raise HTTPError(400, "a malformed chunk size")
         size = int(chunk[1], 16)
+        room -= len(chunk[2])
         if len(body) + size > limits.message_bytes:
             raise HTTPError(413, f"chunks of over {limits.message_bytes:,} bytes")
-        data = await reader.readexactly(size + 2)
-        if not data.endswith(b"\r\n"):
-            raise HTTPError(400, "a chunk is longer than its size, or trailers follow the last")
         if size == 0:
-            return bytes(body)
-        body += data[:-2]
+            break
+        body += await reader.readexactly(size)
+        if await reader.readexactly(2) != b"\r\n":
+            raise HTTPError(400, "a chunk is longer than its size")
         # Because what has arrived is read without waiting, 100,000 chunks would hold up the others.
         await asyncio.sleep(0)
+
+    trailer = await read_line(reader, room, 431)
+    while trailer != "\r\n":
+        if not FIELD.fullmatch(trailer):
+            raise HTTPError(400, "a malformed trailer")
+        room -= len(trailer)
+        trailer = await read_line(reader, room, 431)
+    return bytes(body)
 
 
 # ── Writing a reply ───────────────────────────────────────────────────────────────────────────────
@@ -3149,35 +3068,44 @@ async def read_chunks(reader: StreamReader, limits: Limits) -> bytes:
 
 @dataclass
 class Reply:
-    """A response to be. `body`: bytes, or anything that becomes JSON."""
+    """A response to be. `body`: bytes, or anything that becomes JSON.
+
+    `opened`: the session that the request began. Only this reply tells the peer its id.
+    """
 
     body: Any
     status: int = 200
-    headers: Mapping = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+    opened: Session | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.body, bytes):
             self.body = to_json(self.body)
 
 
-def encode_response(reply: Reply, keep_alive: bool = True) -> bytes:
+def encode_response(reply: Reply, keep_alive: bool = True, head_only: bool = False) -> bytes:
+    """The reply's bytes; without the body for a HEAD request."""
     fields = {
-        "Content-Type": "application/json",
-        "Content-Length": len(reply.body),
+        "Content-Type": reply.content_type,
+        "Content-Length": str(len(reply.body)),
         **reply.headers,
         "Connection": "keep-alive" if keep_alive else "close",
         "X-Content-Type-Options": "nosniff",
     }
-    lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in fields.items()]
-    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-    return head + reply.body
+    lines = [f"{name}: {value}\r\n" for name, value in fields.items()]
+    if not all(map(FIELD.fullmatch, lines)):  # a CRLF in a value would begin another header
+        raise ValueError(f"not fit for response headers: {lines}")
+    start = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
+    head = "".join([start, *lines, "\r\n"]).encode("latin-1")
+    return head if head_only else head + reply.body
 
 
 # ── What the messages mean ────────────────────────────────────────────────────────────────────────
 
 MOST_VALUES = 100_000  # of a message: to read more may take a twentieth of a second
 MESSAGE_TYPES = ("reset", "step", "state", "close", "mcp")
+CLOSE_MESSAGE = re.compile(r'\s*\{\s*"type"\s*:\s*"close"\s*(,\s*"data"\s*:\s*\{\s*\}\s*)?\}\s*')
 
 # Kept, because json.dumps() would make a new one each time. JSON has no NaN, so it is refused.
 to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -3187,7 +3115,7 @@ to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 class StepRequest:
     """The body of POST /step; other keys are passed over."""
 
-    action: dict = described("The action, as GET /schema describes it")
+    action: Data = described("The action, as GET /schema describes it")
     timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
 
 
@@ -3198,14 +3126,18 @@ def to_json(message: Any) -> bytes:
 def parse_json(text: str | bytes) -> Any:
     """What a peer wrote. Raises InvalidJSON, also for what would take too long to read."""
     try:
-        if isinstance(text, bytes):
-            text = text.decode()
+        text = text if isinstance(text, str) else text.decode()
         if len(text) > MOST_VALUES and count_values(text) > MOST_VALUES:
-            raise ValueError(f"over {MOST_VALUES:,} values")
+            raise json.JSONDecodeError(f"over {MOST_VALUES:,} values", "", 0)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        entry = error_entry("json_invalid", ("body",), f"JSON decode error: {error}")
-        raise InvalidJSON(f"not JSON: {error}", [entry]) from None
+        place = getattr(error, "pos", 0)
+        why = getattr(error, "msg", "not readable")
+    if text:
+        entry = error_entry("json_invalid", ("body", place), f"JSON decode error: {why}", {})
+    else:
+        entry = error_entry("missing", ("body",), "Field required")
+    raise InvalidJSON(f"not JSON, at character {place}: {why}", [entry])
 
 
 def count_values(text: str) -> int:
@@ -3218,27 +3150,27 @@ def count_values(text: str) -> int:
     return quotes // 2 + sum(map(outside.count, ",[{"))
 
 
-def json_object(body: bytes) -> dict:
-    return validate(dict, parse_json(body), ("body",))
+def json_object(body: bytes) -> Data:
+    return validate(Data, parse_json(body), ("body",))
 
 
-def parse_message(text: str | bytes) -> tuple[str, dict]:
+def parse_message(text: str) -> tuple[str, Data]:
     """A WebSocket message's type and data."""
     message = parse_json(text)
     if not isinstance(message, dict):
         raise InvalidJSON(f"expected a JSON object, got {type(message).__name__}")
     kind = message.get("type")
+    data = message.get("data")
     if kind not in MESSAGE_TYPES:
         raise UnknownType(f"type {echo(kind)!r}: expected one of {', '.join(MESSAGE_TYPES)}")
-    data = message.get("data")
-    if data is None:
+    if data is None and kind != "step":
         data = {}
     if not isinstance(data, dict):
         raise InvalidRequest(f"data: expected an object, got {echo(data)!r}")
     return kind, data
 
 
-def observation_data(observation: Observation) -> dict:
+def observation_data(observation: Observation) -> Data:
     """An observation as it travels: reward and done beside it, and metadata where there are any."""
     body = to_dict(observation)
     data = {"observation": body, "reward": body.pop("reward"), "done": body.pop("done")}
@@ -3256,6 +3188,13 @@ def as_ours(error: Exception) -> PythonEnvError:
     return PythonEnvError(f"the environment raised {name}; the server's log has more")
 
 
+def error_data(error: PythonEnvError) -> Data:
+    data: Data = {"message": str(error), "code": error.code}
+    if isinstance(error, InvalidRequest) and error.errors:
+        data["errors"] = error.errors
+    return data
+
+
 def error_reply(error: PythonEnvError) -> Reply:
     words = str(error)
     if isinstance(error, HTTPError):
@@ -3263,11 +3202,26 @@ def error_reply(error: PythonEnvError) -> Reply:
     if isinstance(error, InvalidRequest):
         entries = error.errors or [error_entry("value_error", ("body",), words)]
         return Reply({"detail": entries}, error.status)
-    return Reply({"detail": words, "code": error.code}, error.status)
+    headers = {"Retry-After": "1"} if error.status == 503 else {}
+    return Reply({"detail": words, "code": error.code}, error.status, headers)
+
+
+def openapi(service: Service) -> Data:
+    """The OpenAPI document, as far as `openenv validate` reads it: the version and the routes."""
+    answers = {"responses": {"200": {"description": "OK"}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": service.name, "description": service.description, "version": "1.0.0"},
+        "paths": {
+            path: {method.lower(): answers for method in methods}
+            for path, methods in ROUTES.items()
+        },
+    }
 
 
 # ── MCP: JSON-RPC 2.0 over POST /mcp, or in a WebSocket's `mcp` message ───────────────────────────
 
+MCP_VERSIONS = ("2025-06-18", "2025-03-26", "2024-11-05")
 RESET_TOOL = {
     "name": "reset",
     "description": "Begin an episode: of the server's task with that task_id, or of a data set's "
@@ -3283,14 +3237,29 @@ RESET_TOOL = {
 }
 
 
-@dataclass
-class RPCRequest:
-    """A JSON-RPC 2.0 request, as far as it is read; without an id it wants no answer."""
+class RPCError(PythonEnvError):
+    """What JSON-RPC answers with an error of that number; HTTP's status stays 200."""
 
-    jsonrpc: Literal["2.0"]
-    method: str
-    id: int | str | None = None
-    params: dict | None = None
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def parse_rpc(message: Any) -> Data:
+    """A JSON-RPC request, from an HTTP body or a WebSocket message's data."""
+    if isinstance(message, bytes):
+        try:
+            message = parse_json(message)
+        except InvalidJSON as error:
+            raise RPCError(-32700, f"Parse error: {error}") from None
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        raise RPCError(-32600, "Invalid request: expected an object with jsonrpc '2.0'")
+    # A float is no id: JSON-RPC advises against fractions, and a NaN could not be sent back.
+    if not isinstance(message.get("id"), str | int | None):
+        raise RPCError(-32600, "Invalid request: expected a number or a text as the id")
+    if not isinstance(message.get("method"), str):
+        raise RPCError(-32600, "Invalid request: expected a method")
+    return message
 
 
 class MCPCall:
@@ -3305,32 +3274,27 @@ class MCPCall:
         self.opened: Session | None = None
         self.step_tool = "run_python" if server.service.action is PythonAction else "step"
 
-    async def answer(self, message: Any) -> dict:
-        """The response, also for an error; {} for a notification."""
-        key = None
+    async def answer(self, message: object) -> Data:
+        """The response, also for an error; {} for a notification, which wants none."""
+        response: Data = {"jsonrpc": "2.0", "id": None}
         try:
-            request = known_fields(RPCRequest, validate(dict, message))
-            if request.id is None:
+            rpc = parse_rpc(message)
+            if "id" not in rpc:
                 return {}
-            key = request.id
-            result = await self.carry_out(request.method, request.params or {})
-            return {"jsonrpc": "2.0", "id": key, "result": result}
+            response["id"] = rpc["id"]
+            params = validate(Data, rpc.get("params") or {}, ("params",))
+            if self.session is None:
+                self.session = self.server.sessions.find(params.get("session_id"))
+            response["result"] = await self.carry_out(rpc["method"], params)
         except Exception as error:
-            return {"jsonrpc": "2.0", "id": key, "error": rpc_error(as_ours(error), key)}
+            response["error"] = rpc_error(as_ours(error))
+        return response
 
-    async def carry_out(self, method: str, params: dict) -> dict:
-        if self.session is None:
-            self.session = self.server.sessions.find(validate(str, params.get("session_id", "")))
+    async def carry_out(self, method: str, params: Data) -> Data:
         if method == "ping":
             return {}
         if method == "initialize":
-            await self.begin_session()
-            return {
-                # The peer's, because the few methods here are alike in all versions.
-                "protocolVersion": echo(params.get("protocolVersion", "2025-06-18")),
-                "capabilities": {"tools": {}},
-                "serverInfo": {"name": self.server.service.name, "version": __version__},
-            }
+            return await self.initialize(params.get("protocolVersion"))
         if method == "openenv/session/create":
             session = await self.begin_session()
             return {"session_id": session.id}
@@ -3339,15 +3303,18 @@ class MCPCall:
             self.server.sessions.drop(session)
             return {"session_id": session.id, "closed": True}
         if method == "tools/list":
-            schema = json_schema(self.server.service.action)
-            words = "Take a step. Names are kept from one to the next; where a task is on, its "
-            words += "tests judge the step: reward and feedback."
-            step = {"name": self.step_tool, "description": words, "inputSchema": schema}
-            return {"tools": [step, RESET_TOOL]}
+            return {"tools": self.list_tools()}
         if method == "tools/call":
-            arguments = validate(dict, params.get("arguments") or {}, ("arguments",))
-            return await self.call_tool(params.get("name"), arguments)
-        raise UnknownType(f"Method not found: {method[:100]}")
+            return await self.call_tool(params.get("name"), params.get("arguments") or {})
+        raise RPCError(-32601, f"Method not found: {method[:100]}")
+
+    async def initialize(self, version: object) -> Data:
+        await self.begin_session()
+        return {
+            "protocolVersion": version if version in MCP_VERSIONS else MCP_VERSIONS[0],
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": self.server.service.name, "version": __version__},
+        }
 
     async def begin_session(self) -> Session:
         if self.session is None:
@@ -3356,42 +3323,277 @@ class MCPCall:
 
     def need_session(self) -> Session:
         if self.session is None:
-            raise SessionError("this needs a session: initialize, or name it as session_id")
+            raise RPCError(-32602, "this needs a session: initialize, or name it as session_id")
         return self.session
 
-    async def call_tool(self, name: object, arguments: dict) -> dict:
+    def list_tools(self) -> list[Data]:
+        step_tool = {
+            "name": self.step_tool,
+            "description": "Take a step. Names are kept from one to the next; where a task is on, "
+            "its tests judge the step: reward and feedback.",
+            "inputSchema": json_schema(self.server.service.action),
+        }
+        return [step_tool, RESET_TOOL]
+
+    async def call_tool(self, name: object, arguments: Any) -> Data:
         """Carry out a "reset" or a step; without a session, the step alone in one of its own."""
+        validate(Data, arguments, ("arguments",))
+        if name not in ("reset", self.step_tool):
+            raise RPCError(-32602, f"Unknown tool: {echo(name)!r}")
         try:
             if name == "reset":
                 data = await self.need_session().call("reset", arguments)
-            elif name != self.step_tool:
-                raise InvalidRequest(f"Unknown tool: {echo(name)!r}")
             elif self.session is None:
                 data = await self.server.step_once(arguments)
             else:
                 if self.session.stage is Stage.NO_EPISODE:
                     await self.session.call("reset", {"task_id": REPL.task_id})
                 data = await self.session.call("step", arguments)
-            seen = {**data["observation"], "reward": data["reward"], "done": data["done"]}
         except ExecutionError as error:  # the model's affair, which may call reset
-            seen = {"error": str(error), "exit_code": 1}
-        return {
-            "content": [{"type": "text", "text": to_text(seen)}],
-            "structuredContent": seen,
-            "data": seen,  # which OpenEnv's MCPToolClient returns
-            "isError": seen.get("exit_code", 0) != 0,
-        }
+            return tool_result({"error": str(error)}, failed=True)
+        seen = {**data["observation"], "reward": data["reward"], "done": data["done"]}
+        return tool_result(seen, failed=seen.get("exit_code", 0) != 0)
 
 
-def rpc_error(error: PythonEnvError, key: int | str | None) -> dict:
+def tool_result(seen: Data, failed: bool) -> Data:
+    """`data` is what OpenEnv's MCPToolClient returns, the rest is MCP's."""
+    text = {"type": "text", "text": to_text(seen)}
+    return {"content": [text], "structuredContent": seen, "data": seen, "isError": failed}
+
+
+def rpc_error(error: PythonEnvError) -> Data:
     number = -32000
-    if key is None:
-        number = -32600  # it was no request at all
-    elif isinstance(error, UnknownType):
-        number = -32601
+    if isinstance(error, RPCError):
+        number = error.number
     elif isinstance(error, InvalidRequest | SessionError):
         number = -32602
     return {"code": number, "message": str(error)}
+
+
+# ── A WebSocket ───────────────────────────────────────────────────────────────────────────────────
+
+BATCH = 2_048  # bytes that are read at once: as many of tiny frames take 10 ms
+
+
+class WebSocket:
+    """One WebSocket: a task reads it, and another answers one message after the other.
+
+    So it is read while a step runs. Pings are answered, and a close, or a peer that vanished, ends
+    the step: the answering task is cancelled. A peer that does not read, or is too far ahead with
+    its messages, is not read either.
+    """
+
+    def __init__(self, server: Server, reader: StreamReader, writer: StreamWriter) -> None:
+        self.server = server
+        self.limits = server.limits
+        self.reader = reader
+        self.writer = writer
+        # Any, because its events are frames as soon as the handshake is done.
+        self.protocol: Any = ServerProtocol(max_size=self.limits.message_bytes, logger=QUIET)
+        self.session: Session | None = None
+        self.messages: asyncio.Queue[str] = asyncio.Queue(self.limits.queued_messages)
+        self.queued = 0  # characters, since the queue was empty
+        self.fragments = bytearray()  # of the message that is coming
+        self.is_binary = False
+
+    async def serve(self, request: Request) -> None:
+        """Shake hands, and talk until one of both is gone."""
+        self.protocol.receive_data(request.head)
+        for event in self.protocol.events_received():
+            self.protocol.send_response(self.protocol.accept(event))
+        self.write_out()
+        if self.protocol.state is not OPEN:  # websockets refused the handshake
+            return
+        answering = asyncio.create_task(self.answer_all(request.query.get("session_id")))
+        try:
+            await self.read_all(answering)
+        finally:
+            if self.server.sessions.closing:
+                self.end(CloseCode.GOING_AWAY)
+            answering.cancel()
+            try:
+                await asyncio.wait([answering])
+            finally:
+                vars(self.protocol).clear()  # its parser is a generator, and they hold each other
+
+    # ── Reading ──
+
+    async def read_all(self, answering: asyncio.Task[None]) -> None:
+        while data := await self.reader.read(BATCH):
+            self.protocol.receive_data(data)
+            self.write_out()
+            await self.writer.drain()  # pongs, too, are for those who read
+            for frame in self.protocol.events_received():
+                if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                    await self.receive(frame)
+            if self.protocol.state is not OPEN:
+                answering.cancel()
+            if len(data) == BATCH:
+                await asyncio.sleep(0)  # there is more, but others want to be read, too
+
+    async def receive(self, frame: Frame) -> None:
+        """Put a frame's data to its message, and the whole message into the queue."""
+        self.is_binary |= frame.opcode is Opcode.BINARY
+        self.fragments += frame.data
+        if not frame.fin:
+            return
+        try:
+            text = "(a binary message)" if self.is_binary else self.fragments.decode()
+        except UnicodeDecodeError:
+            self.protocol.fail(CloseCode.INVALID_DATA)  # RFC 6455, 8.1
+            self.write_out()
+            return
+        self.fragments = bytearray()
+        self.is_binary = False
+        if len(text) < 100 and CLOSE_MESSAGE.fullmatch(text):
+            self.end(CloseCode.NORMAL_CLOSURE)
+            return
+
+        if self.messages.empty():
+            self.queued = 0
+        self.queued += len(text)
+        await self.messages.put(text)
+        if self.queued > self.limits.message_bytes:
+            await self.messages.join()  # until all are answered
+
+    # ── Answering ──
+
+    async def answer_all(self, key: str | None) -> None:
+        """Answer each message; a session that began over HTTP or MCP is joined by its id."""
+        try:
+            session = self.server.sessions.find(key)
+            if session:
+                self.join(session)
+            while self.protocol.state is OPEN:
+                await self.answer(await self.messages.get())
+                await self.writer.drain()
+                self.messages.task_done()
+        except PythonEnvError as error:
+            self.report(error)
+        except ConnectionError:
+            pass  # who reads will find out, too
+        finally:
+            if self.session:
+                self.session.socket = None
+                if not key:
+                    self.server.sessions.drop(self.session)
+
+    async def answer(self, text: str) -> None:
+        """Answer one message. An error is an answer, too; only some end the session."""
+        try:
+            kind, data = parse_message(text)
+            # Not before: who only connects takes no place.
+            session = self.session or self.join(await self.server.sessions.open())
+            if kind == "mcp":
+                self.send("mcp", await MCPCall(self.server, session).answer(data))
+            else:
+                reply = await session.call(kind, data)
+                self.send("state" if kind == "state" else "observation", reply)
+        except Exception as error:
+            self.report(as_ours(error))
+
+    def join(self, session: Session) -> Session:
+        if session.socket:
+            raise SessionError("the session has a WebSocket already; close it")
+        session.socket = self
+        self.session = session
+        return session
+
+    # ── Writing ──
+
+    def report(self, error: PythonEnvError) -> None:
+        self.send("error", error_data(error))
+        if isinstance(error, CapacityError):
+            self.end(CloseCode.TRY_AGAIN_LATER)
+        elif error.ends_session:
+            self.end(CloseCode.POLICY_VIOLATION)
+
+    def send(self, kind: str, data: Data) -> None:
+        if self.protocol.state is OPEN:
+            self.protocol.send_text(to_json({"type": kind, "data": data}))
+            self.write_out()
+
+    def write_out(self) -> None:
+        for data in self.protocol.data_to_send():
+            if data:
+                self.writer.write(data)
+            else:  # both sides have said goodbye, or the peer broke the protocol
+                self.writer.write_eof()
+                abort_later(self.writer, GOODBYE_S)
+
+    def end(self, code: int) -> None:
+        """Begin the closing handshake; a peer that does not join in is cut off."""
+        if self.protocol.state is OPEN:
+            self.protocol.send_close(code)
+            self.write_out()
+            abort_later(self.writer, GOODBYE_S)
+
+
+# ── Sockets ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of the host, all on one port; "::" takes IPv4 as well."""
+    sockets: list[socket.socket] = []
+    try:
+        for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            address = info[4][0]
+            both = address == "::" and socket.has_dualstack_ipv6()
+            one = socket.create_server((address, port), family=info[0], dualstack_ipv6=both)
+            sockets.append(one)
+            port = one.getsockname()[1]
+    except OSError as error:
+        words = f"cannot listen on {host} port {port}: {error.strerror}"
+        raise OSError(f"{words}; --port 0 takes any free port") from None
+    return sockets
+
+
+def is_loopback(name: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def host_name(host: str) -> str:
+    """My.Box:8000 is my.box."""
+    return re.sub(r":\d*$", "", host.lower()).strip("[]")
+
+
+def canonical(origin: str) -> str:
+    """HTTPS://A.example:443/ is https://a.example."""
+    scheme, _, host = origin.lower().rstrip("/").partition("://")
+    default = {"http": ":80", "https": ":443"}.get(scheme, "/")
+    return f"{scheme}://{host.removesuffix(default)}"
+
+
+async def cancel_when_lost(task: asyncio.Task[Any], writer: StreamWriter) -> None:
+    """Nobody waits for the answer of a connection that is lost, so end what works on it."""
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    task.cancel()
+
+
+async def hang_up(reader: StreamReader, writer: StreamWriter) -> None:
+    """Close after our last words; what the peer still sends is read, because a close with unread
+    input is a reset, which would take those words along."""
+    writer.write_eof()
+    abort_later(writer, GOODBYE_S)
+    if reader.exception():  # the peer was too slow, so its input fits into the reader's buffer
+        await asyncio.sleep(GOODBYE_S)
+        return
+    while await reader.read(BATCH):
+        await asyncio.sleep(0)
+
+
+def abort_later(writer: StreamWriter, seconds: float) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, writer.transport.abort)
+
+
+def break_cycles(reader: StreamReader) -> None:
+    """A reset is kept by the reader, its traceback keeps our frames, and they keep the reader."""
+    error = reader.exception()
+    if error:
+        error.__traceback__ = None
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3821,7 +4023,10 @@ exec(compile(line.recv(int(sys.argv[1]), socket.MSG_WAITALL), "<worker program>"
 zygote_main()
 """
 PATIENCE_S = 60.0  # with our own zygote: what is to be preloaded may import slowly
-UNREAD_BYTES = 2_097_152  # that a process may send and nobody has read; more ends its connection
+UNREAD_BYTES = (
+    65_536  # that a process may send and nobody has read; more ends its connection, since
+)
+# parsing as much JSON of its choice holds up the loop
 DYING_S = 0.2  # from the first sign that a process died until all signs must be here
 PIPE_READS = 20  # of 64 KiB: what a thread goes on printing meanwhile is not waited for
 IDLE_SAMPLES = 32  # idle processes that are looked at each time, in turn, beside all the busy ones
@@ -4011,7 +4216,7 @@ class Process:
         self.is_busy = True
         outcome = None
         try:
-            outcome = self.check(await self.ask({"seq": self.sequence, **message}))
+            outcome = self.check(await self.ask({"seq": self.sequence, **message}), message)
         except BROKEN:
             pass  # it died, or lies
         except asyncio.CancelledError:
@@ -4025,7 +4230,7 @@ class Process:
         outcome = outcome or await self.autopsy()
         return outcome._replace(timed_out=True, exit_code=124) if timed_out else outcome
 
-    def check(self, reply: dict) -> Outcome:
+    def check(self, reply: dict, message: dict) -> Outcome:
         """A worker's reply. Raises ValueError when our program would not have said that."""
         exit_code = reply.get("exit_code")
         result = reply.get("result")
@@ -4034,7 +4239,9 @@ class Process:
         if not isinstance(result, str | None):
             raise ValueError("forged: neither text nor null")
         result = result and result[: self.zygote.limits.result_chars + 100]
-        fault = str(reply.get("fault") or "")[:100]
+        # Believed only of a worker that has not run a line of the candidate's yet.
+        fault = reply.get("fault") if message.keys() == {"setup"} else ""
+        fault = fault[:100] if isinstance(fault, str) else ""
         return Outcome(exit_code & 0xFF, result, refused=bool(reply.get("refused")), fault=fault)
 
     async def autopsy(self) -> Outcome:
@@ -4495,7 +4702,8 @@ def find_excess(pid: int, folder: str, limits: Limits) -> str:
         threads = len(os.listdir(f"/proc/{pid}/task"))
         if threads > limits.threads:
             return f"it had more than {limits.threads} threads"
-        if folder_is_over(folder, limits) or unnamed_bytes(pid) > limits.folder_bytes:
+        unnamed = unnamed_bytes(pid) + mapped_files(pid, folder) * limits.file_bytes
+        if folder_is_over(folder, limits) or unnamed > limits.folder_bytes:
             return "its files grew over the limit"
     except OSError:
         pass  # it has just ended
@@ -4510,8 +4718,8 @@ def folder_is_over(folder: str, limits: Limits) -> bool:
         try:
             entries = [*os.scandir(path)]
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return True  # nobody needs that deep a tree
+            if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+                return True  # nobody needs that deep a tree, or to lock one
             continue
         for entry in entries:
             with contextlib.suppress(OSError):
@@ -4522,6 +4730,13 @@ def folder_is_over(folder: str, limits: Limits) -> bool:
         if count > limits.folder_entries or size > limits.folder_bytes:
             return True
     return False
+
+
+def mapped_files(pid: int, folder: str) -> int:
+    """How many of its own files it has mapped that have no name: nobody tells their sizes."""
+    with open(f"/proc/{pid}/maps", errors="replace") as maps:
+        lines = [line for line in maps if folder in line and line.rstrip().endswith("(deleted)")]
+    return len({line.split()[4] for line in lines})
 
 
 def unnamed_bytes(pid: int) -> int:
@@ -5076,6 +5291,7 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     uuid.UUID: lambda value: [value.hex],
     zoneinfo.ZoneInfo: lambda value: [value.key],
     array.array: lambda value: [value.typecode, value.tobytes()],
+    types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
     collections.defaultdict: lambda value: [value.default_factory],
     collections.deque: lambda value: [value.maxlen],
@@ -5090,6 +5306,7 @@ MAKE: dict[type, Callable[..., Any]] = {
     # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
     fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
     re.Pattern: re.compile,
+    types.TracebackType: lambda: None,
     bytearray: lambda: bytearray(),
     collections.deque: functools.partial(collections.deque, ()),
 }
@@ -5122,6 +5339,11 @@ NAMES = {id(value): name for name, value in KNOWN.items()}
 TYPES = {kind.__name__: kind for kind in vars(types).values() if isinstance(kind, type)}
 # Those whose exceptions skip a test are not among them.
 STANDARD = (sys.stdlib_module_names | {"numpy"}) - {"unittest", "doctest"}
+
+
+# What tells a mock what to say.
+MOCKING = {"attach_mock", "configure_mock", "mock_add_spec", "reset_mock", "return_value"}
+MOCKING |= {"side_effect"}
 
 
 def is_error(kind: Any) -> bool:
@@ -5528,6 +5750,8 @@ class Peer:
     def perform(self, method: str, target: Any, args: list, kwargs: dict) -> Any:
         if self.trusted and not self.permits(method, target, *args[:1]):
             raise AttributeError(f"{method} of an object of the tests' is not to be had")
+        if self.trusted and target is type and len(args) + len(kwargs) > 1:
+            raise TypeError("no class is made of the graded code's methods on the tests' side")
         result = call_method(method, target, args, kwargs)
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
@@ -5546,6 +5770,8 @@ class Peer:
             if is_access:
                 return method == "@get" and name in SHOWN
             return name in methods_of(kind) | {"__call__"}
+        if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
+            return False  # a mock that was told to agree would
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
         if kind in INNER or name.startswith("_"):
@@ -5570,7 +5796,8 @@ class Peer:
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             if kind.__name__ == "ndarray":
                 return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
-            return Row("is", [value.item()])
+            if type(value.item()) is not kind:  # as that of a longdouble is
+                return Row("is", [value.item()])
         return self.take_plainly(value) or self.take_object(value)
 
     def take_plainly(self, value: Any) -> Row | None:
@@ -5636,12 +5863,10 @@ class Peer:
             return self.theirs[number]
         name, module, doc, meta, given, methods = self.request("@describe", number)
         bases = [base or self.root for base in given if self.may_be_base(base)]
-        # What it cannot inherit from, isinstance() can still be told.
-        real = next((base for base in given if not self.may_be_base(base)), None)
         if any(issubclass(base, HOLDERS) for base in bases):
             # It keeps the methods of what it holds, lest it lie about that.
             methods -= {name for base in bases for name in dir(base)} - SPECIAL
-        space = self.namespace(methods, find_class(module, name) or real)
+        space = self.namespace(methods, self.find_real(module, name, given))
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
         if any(issubclass(base, type) for base in bases):
             meta = type  # a metaclass keeps type's own
@@ -5652,6 +5877,14 @@ class Peer:
         except TypeError:  # nothing can inherit from all of these
             kind = type.__new__(self.root, name, (), space)
         return self.adopt(number, kind)
+
+    def find_real(self, module: str, name: str, given: list) -> Any:
+        """What it cannot inherit from, isinstance() can still be told; but not that it were a value
+        which crosses by content: the library's own `==` would show it the tests' operands."""
+        named = find_class(module, name)
+        if named and named not in TAKE:
+            return named
+        return next((base for base in given if not self.may_be_base(base)), None)
 
     def may_be_base(self, base: Any) -> bool:
         return base in (None, object, *CONTENT, *MUTABLE) or is_error(base) or id(base) in self.held
@@ -5697,7 +5930,10 @@ class Peer:
             if number is None or is_local:
                 return self.call_inherited(mirror, name, args, kwargs)
             is_open = number in self.open
-            if is_guarded and not is_open and any(id(value) not in self.held for value in args):
+            # A class that the task asks for makes open objects; what its metaclass says of operands
+            # is believed as little as what any other object does.
+            is_shown = is_open and not isinstance(mirror, type)
+            if is_guarded and not is_shown and any(id(value) not in self.held for value in args):
                 return self.refuse(mirror, name, args[0])
             result = self.request(name, number, *args, **kwargs)
             if is_open:
@@ -5826,7 +6062,7 @@ def read_tests(task: dict[str, str]) -> Facts:
     total = count_tests(tests.tree)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
-    classes = [name for name in names if is_class(name, told, tests, names)]
+    classes = [name for name in names if is_class(name, told, tests)]
     given = Source("imports", imports)
     known = names | given.defines
     sources = (tests, helpers, given)
@@ -5853,7 +6089,9 @@ def share_names(
     names = used & (setup.defines | ({entry} if entry else solution.defines))
     star = tests.star | helpers.star | setup.star | solution.star
     unknown = used - names - lent.keys() - star - set(dir(builtins))
-    modules = unknown & sys.stdlib_module_names - solution.defines
+    calls = [node.func for node in tests.nodes if isinstance(node, ast.Call)]
+    called = {function.id for function in calls if isinstance(function, ast.Name)}
+    modules = unknown & sys.stdlib_module_names - solution.defines - called
     if "*" not in star:
         names |= unknown - modules  # who else should provide them?
     names -= lent.keys()
@@ -5896,61 +6134,65 @@ def uncalled_tests(tree: ast.Module) -> list[str]:
     return [name for name in found if name.rpartition(".")[2].startswith("test")]
 
 
-def is_class(name: str, told: str, tests: Source, names: set[str]) -> bool:
+def is_class(name: str, told: str, tests: Source) -> bool:
     """Whether the tests ask for a class of that name, whose objects may see the tests' operands: if
-    the prompt, the set-up or the solution says so, or if it begins with a capital letter and the
-    tests compare what it returns with nothing of their own, as they would with a function's."""
-    if re.search(rf"\bclass\s+[`'\"*]*{re.escape(name)}\b", told):
-        return True
-    if not name[0].isupper() or re.search(rf"\bdef\s+{re.escape(name)}\b", told):
+    the prompt, the set-up or the solution says so in code, or the tests use it as one. A capital
+    letter proves nothing, since a lying object would then pass for a function's result."""
+    if re.search(rf"(?m)^\s*(async )?def\s+{re.escape(name)}\b", told):
         return False
-    results = Results(name)
-    for node in tests.nodes:
-        if isinstance(node, (ast.Assign, ast.NamedExpr)) and results.has(node.value):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            results.held.update(each.id for each in targets if isinstance(each, ast.Name))
-    return not any(results.meets_plain(node, names) for node in tests.nodes)
+    said = rf"(?m)^\s*class\s+{re.escape(name)}\s*[:(]|\bclass\s+[`'\"]+{re.escape(name)}\b"
+    if name[0].isupper():
+        said = rf"\bclass\s+[`'\"*]*{re.escape(name)}\b"
+    if re.search(said, told):
+        return True
+    uses = ClassUses(name)
+    uses.visit(tests.tree)
+    return name[0].isupper() and uses.found
 
 
-class Results:
-    """What calling a function gives, wherever operators bring it in the tests."""
+class ClassUses(ast.NodeVisitor):
+    """Whether a source uses a name as only a class can be used: in isinstance(), as a base, in an
+    `except`, with attributes, or with attributes of what calling it gives."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.held: set[str] = set()  # variables
+        self.held: set[str] = set()  # variables that hold what calling it gave
+        self.found = False
 
-    def has(self, node: ast.AST | None) -> bool:
-        """Whether this expression is such a result, or is made of one by operators or in a list."""
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            passes_on = node.func.id in ("list", "max", "min", "set", "sorted", "sum", "tuple")
-            return node.func.id == self.name or passes_on and any(map(self.has, node.args))
+    def is_it(self, node: ast.AST | None) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.name
+
+    def is_made(self, node: ast.AST) -> bool:
+        """Whether this is what calling it gives, perhaps after operators."""
+        if isinstance(node, ast.Call):
+            passes_on = isinstance(node.func, ast.Name) and node.func.id in ("max", "min", "sum")
+            return self.is_it(node.func) or passes_on and any(map(self.is_made, node.args))
         if isinstance(node, ast.Name):
             return node.id in self.held
-        inner = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.IfExp, ast.List, ast.Tuple, ast.Set)
-        comprehensions = (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.NamedExpr, ast.Starred)
-        if isinstance(node, (*inner, *comprehensions)):
-            return any(map(self.has, ast.iter_child_nodes(node)))
-        return False
+        inner = (ast.BinOp, ast.UnaryOp, ast.List, ast.Tuple)
+        return isinstance(node, inner) and any(map(self.is_made, ast.iter_child_nodes(node)))
 
-    def meets_plain(self, node: ast.AST, names: set[str]) -> bool:
-        """Whether such a result is compared with what holds none of the candidate's `names`, or is
-        handed to a function of the tests, where that may happen."""
-        if isinstance(node, ast.Compare):
-            sides = [node.left, *node.comparators]
-            plain = [side for side in sides if not (uses(side, names) or uses(side, self.held))]
-            return bool(plain) and any(map(self.has, sides))
-        if isinstance(node, ast.Call):
-            # These only make a number or a copy of it.
-            harmless = uses(node.func, names | BUILTINS | {"math", "copy"})
-            return not harmless and any(map(self.has, node.args))
-        return False
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if self.is_made(node.value):
+            self.held.update(each.id for each in node.targets if isinstance(each, ast.Name))
+        self.generic_visit(node)
 
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.found = self.found or self.is_it(node.value) or self.is_made(node.value)
+        self.generic_visit(node)
 
-BUILTINS = set(dir(builtins))
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.found = self.found or any(map(self.is_it, node.bases))
+        self.generic_visit(node)
 
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        self.found = self.found or self.is_it(node.type)
+        self.generic_visit(node)
 
-def uses(node: ast.AST, names: set[str]) -> bool:
-    return any(isinstance(each, ast.Name) and each.id in names for each in ast.walk(node))
+    def visit_Call(self, node: ast.Call) -> None:
+        asks = isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
+        self.found = self.found or asks and any(map(self.is_it, node.args))
+        self.generic_visit(node)
 
 
 # ── Tests that leave nothing behind ───────────────────────────────────────────────────────────────
@@ -6166,7 +6408,7 @@ class Score:
         """Whether the tests themselves raised it: they import what is not there, or use a name that
         nobody defines. An exception of the candidate's was raised again by our own code."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
-        if not frames or frames[-1].f_code.co_filename == Score.run.__code__.co_filename:
+        if not frames or frames[-1].f_code.co_filename not in ("<tests>", "<helpers>"):
             return ""
         undefined = isinstance(error, NameError) and error.name not in self.not_ours
         if undefined or isinstance(error, ImportError):
@@ -6374,7 +6616,11 @@ def report_exception(error: BaseException) -> Ending:
         links += getattr(link, "exceptions", None) or []
     print("".join(links[0].format()), end="", file=sys.stderr)
     line = links[0].stack[-1].lineno if links[0].stack else getattr(error, "lineno", "?")
-    refused = any(issubclass(link.exc_type or Exception, PermissionError) for link in links)
+    chain = [error]
+    for other in chain:
+        if len(chain) < 99:
+            chain += [each for each in (other.__cause__, other.__context__) if each]
+    refused = any(isinstance(each, PermissionError) for each in chain)
     return Ending(1, error=f"{type(error).__name__} in line {line}", refused=refused)
 
 
@@ -6614,6 +6860,7 @@ class Zygote:
         self.pids: dict[str, int] = {}  # of the living, by id, which names their folder as well
         self.ids: dict[int, str] = {}  # of all that were not reaped yet
         self.sweepers: dict[int, str] = {}  # the folder that each of them clears, by pid
+        self.stubborn: set[str] = set()  # folders that were not empty after a first sweep
         self.title = Title()
         self.title.set("zygote")
         self.isolation = Isolation(config["hidden"])
@@ -6703,7 +6950,10 @@ class Zygote:
                 return
             options = os.WNOHANG
             if pid in self.sweepers:
-                remove_folder(self.sweepers.pop(pid))
+                folder = self.sweepers.pop(pid)
+                if not remove_folder(folder) and folder not in self.stubborn:
+                    self.stubborn.add(folder)
+                    self.sweep(folder)
                 continue
             name = self.ids.pop(pid)
             self.pids.pop(name, None)
@@ -6742,7 +6992,7 @@ class Zygote:
         for name in [*self.pids]:
             self.end({"id": name}, [])
         for pid, folder in self.sweepers.items():
-            if not folder:
+            if not folder:  # the freshener
                 os.kill(pid, SIGKILL)
         while self.ids or self.sweepers:
             self.reap(0)
@@ -6762,8 +7012,10 @@ class Zygote:
             self.prepare_child(role)
             # All that is left to do of threading's own hook.
             threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
-            control, line, out, err = (*fds, *[self.null] * 3)[:4]
-            for place, fd in enumerate((self.null, out, err, control, line)):
+            # Opened anew, because the flags of a shared one could be seen by all other workers.
+            null = os.open(os.devnull, os.O_RDWR)
+            control, line, out, err = (*fds, *[null] * 3)[:4]
+            for place, fd in enumerate((null, out, err, control, line)):
                 os.dup2(fd, place, inheritable=False)
             os.chdir(folder)
             os.environ["HOME"] = folder
@@ -6794,20 +7046,19 @@ def remove_folder(folder: str) -> bool:
 
 def clear_folder(folder: str) -> None:
     """Empty a dead worker's folder. Folders in it are moved up before they are emptied: so there is
-    no recursion, and no path gets too long."""
-    names = itertools.count()
+    no recursion, and no path gets too long. Their new names cannot be guessed, and so not be taken.
+    """
     pending = [folder]
     for path in pending:  # the list grows as we go
         with contextlib.suppress(OSError):
             os.chmod(path, 0o700)  # it may have been locked
             for entry in os.scandir(path):
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                elif path == folder:
-                    pending.append(entry.path)
-                else:
-                    pending.append(f"{folder}/{os.getpid()}.{next(names)}")
+                with contextlib.suppress(OSError):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                        continue
                     os.chmod(entry.path, 0o700)
+                    pending.append(f"{folder}/{os.urandom(16).hex()}")
                     os.rename(entry.path, pending[-1])
     for path in reversed(pending[1:]):
         remove_folder(path)

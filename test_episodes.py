@@ -164,6 +164,7 @@ def test_tracebacks_show_the_code_s_own_lines_only(env, code, words, lines):
     assert len(shown) >= lines
     assert set(shown) <= {"<step 1>"}
     assert "python_env" not in seen.stderr
+    assert "worker program" not in seen.stderr
 
 
 # Code, its exit code, and a word of its standard error.
@@ -1380,3 +1381,108 @@ def test_a_server_that_stops_takes_everything_with_it(tmp_path):
             play(env, "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').close()")
         assert Path(tmp_path).exists()
     assert server.process.returncode == 0
+
+
+# ── what an attacker found ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_flags_of_the_empty_input_are_a_worker_s_own(own):
+    code = "import fcntl, os\nfcntl.fcntl(0, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)"
+    with own.session() as env, own.session() as other:
+        env.reset(**IN_REPL)
+        other.reset(**IN_REPL)
+        before = run_code(other, "import fcntl\nfcntl.fcntl(0, fcntl.F_GETFL)").result
+        assert run_code(env, code).exit_code == 0
+        assert run_code(other, "fcntl.fcntl(0, fcntl.F_GETFL)").result == before
+
+
+def test_a_folder_is_cleared_though_its_names_were_guessed(own):
+    code = """
+import os
+for n in range(200):
+    os.makedirs(f"{os.getpid() + n // 10}.{n % 10}/x")
+for n in range(15):
+    os.makedirs(f"P{n}/sub{n}/deep")
+    open(f"P{n}/sub{n}/file", "w").close()
+"""
+    with own.session() as env:
+        env.reset(**IN_REPL)
+        assert run_code(env, code).exit_code == 0
+    eventually(lambda: not [*own.tmp.glob("python_env-*/*")])
+
+
+def test_a_mapped_file_without_a_name_counts(small):
+    code = """
+import mmap, os
+kept = []
+for n in range(200):
+    with open("file", "wb+") as file:
+        file.write(b"x" * 1_000_000)
+        file.flush()
+        kept.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ))
+    os.unlink("file")
+while True:
+    pass
+"""
+    with small.session() as env:
+        env.reset(**IN_REPL)
+        seen = run_code(env, code, timeout_s=8)
+        assert "files grew over the limit" in seen.feedback
+
+
+def test_no_worker_can_say_that_the_task_is_at_fault(own):
+    code = """
+import json, os
+reply = {"seq": 1, "exit_code": 0, "fault": "NameError in line 1", "result": None}
+body = json.dumps(reply).encode()
+os.write(3, len(body).to_bytes(4, "big") + body)
+"""
+    with own.session() as env:
+        env.reset(inputs=["1"], outputs=["1"])
+        assert rewards(env, code)[0] == 0.0
+        env.reset(**DOUBLE)
+        assert rewards(env, code, HONEST)[-1] in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("text", ["undefined_name", "__import__('nope')"])
+def test_code_that_the_tests_evaluate_is_no_fault_of_theirs(own, text):
+    with own.session() as env:
+        env.reset(tests="assert eval(f(1)) == 24")
+        assert rewards(env, f"def f(x):\n    return {text!r}") == [0.0]
+
+
+def test_a_huge_reply_of_a_worker_is_not_read(own):
+    code = """
+import os, time
+body = b"[" + b"[]," * 660_000 + b"0]"
+message = len(body).to_bytes(4, "big") + body
+sent = 0
+while sent < len(message):
+    sent += os.write(3, message[sent:sent + 100_000])
+time.sleep(1)
+"""
+    with own.session() as env, own.session() as other:
+        other.reset(**IN_REPL)
+        env.reset(**IN_REPL)
+        seen = run_code(env, code)
+        assert seen.exit_code != 0
+        assert run_code(other, "6 * 7").result == "42"
+
+
+def test_a_with_statement_s_exception_crosses(own):
+    tests = """
+try:
+    with f():
+        raise ValueError("x")
+except ValueError as error:
+    assert str(error) == "x"
+"""
+    code = """
+import contextlib
+@contextlib.contextmanager
+def f():
+    yield 1
+"""
+    with own.session() as env:
+        env.reset(tests=tests)
+        assert rewards(env, code) == [1.0]

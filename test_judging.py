@@ -1240,6 +1240,97 @@ forgery(
     "__reduce__",
     "class R:\n    __reduce__ = lambda s: (print, ('x',))\ndef f(x): return R()",
 )
+# A class that the task asks for is itself no object that may see the tests' operands.
+FORGED_BY_METACLASS = """
+class M(type):
+    __eq__ = lambda *_: True
+    __lt__ = __gt__ = __le__ = lambda *_: True
+    __sub__ = __rsub__ = __abs__ = lambda s, *_: s
+    __hash__ = type.__hash__
+class Stack(metaclass=M):
+    def __init__(self, *items): pass
+    def push(self, item): pass
+    def pop(self): return Stack
+    def size(self): return Stack
+"""
+forgery(
+    "a class asked for, returned in place of a value",
+    FORGED_BY_METACLASS,
+    """
+    s = Stack()
+    s.push(3)
+    s.push(4)
+    assert s.size() == 2
+    assert s.pop() == 4
+    """,
+    prompt="Write a class Stack",
+)
+forgery(
+    "a class asked for, close to a number",
+    FORGED_BY_METACLASS,
+    "assert abs(Stack().size() - 12.566) < 1e-3\nassert Stack().pop() == 3",
+    prompt="Write a class Stack",
+)
+
+# A capital letter makes no class, however the tests come by what the function returns.
+LYING_FIB = """
+class T:
+    __eq__ = __radd__ = __add__ = lambda s, *_: s
+    __bool__ = lambda s: True
+    __hash__ = lambda s: 0
+class Fib:
+    def __new__(cls, *_): return T()
+"""
+for place, wanting in enumerate(
+    (
+        "def check(candidate):\n    assert candidate(2) == 4\ncheck(Fib)",
+        "assert list(map(Fib, [2, 3])) == [4, 9]",
+        "r: int = Fib(2)\nassert r == 4",
+        "t = 0\nt += Fib(2)\nassert t == 4",
+        "a, b = Fib(1), Fib(2)\nassert a == 1",
+        "res = [Fib(2), Fib(3)]\nassert res[0] == 4",
+        "g = Fib\nassert g(2) == 4",
+        "def run(x):\n    return Fib(x)\nassert run(2) == 4",
+        "assert {'a': Fib(2)} == {'a': 4}",
+        "def same(got, wanted):\n    assert got == wanted\nsame(got=Fib(2), wanted=4)",
+    )
+):
+    forgery(f"a function with a capital name, {place}", LYING_FIB, wanting, entry_point="Fib")
+forgery(
+    "a function that the prompt calls by the name of a class",
+    "class average:\n    def __new__(cls, *_): return T()" + LYING_FIB,
+    "assert average([1, 2]) == 1.5",
+    prompt='def average(marks):\n    """Return the class average of the marks."""',
+)
+forgery(
+    "a class that `type` makes in the judge",
+    "def apply(make, x): return make('C', (), {'__eq__': lambda s, o: True, '__hash__': None})()",
+    "assert apply(type, 3) == int",
+)
+forgery(
+    "a mock that is told to agree",
+    "def f(m): m.configure_mock(assert_called_once_with=lambda *a, **k: None)",
+    """
+    from unittest.mock import Mock
+    m = Mock()
+    f(m)
+    m.assert_called_once_with(3, key='x')
+    assert m is not None
+    """,
+)
+forgery(
+    "an object that passes for a Counter",
+    """
+    class Counter:
+        def __getitem__(self, key): return 1
+        def __iter__(self): return iter(())
+        def __len__(self): return 3
+    Counter.__module__ = 'collections'
+    def f(s): return Counter()
+    """,
+    "from collections import Counter\nassert Counter('abc') == f('abc')",
+)
+
 # The task asks for `Make`; a capital letter makes no class of it, whose objects might decide.
 forgery(
     "a function with a capital name",
@@ -1635,7 +1726,7 @@ class Learn:
 """
 # What speaks on every line that the worker has.
 FIND_LINE = """
-import json, os, socket, stat, struct
+import json, os, socket, stat, struct, sys
 def lines():
     found = []
     for fd in range(3, 64):
@@ -1647,13 +1738,18 @@ def lines():
 def send(message):
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
     for line in lines(): line.sendall(struct.pack('>I', len(body)) + body)
+def answer(items, rows):
+    # In the name of the worker, to the very question that it is about.
+    frame = sys._getframe().f_back
+    while 'serial' not in frame.f_locals: frame = frame.f_back
+    send(['return', frame.f_locals['serial'], [items, rows]])
 """
-# What answers in the place of our own program in the worker, which is the outermost frame's.
+# What answers in the place of our own program, which is on the stack while it calls the candidate.
 PROGRAM = """
 import sys
-frame = sys._getframe()
-while frame.f_back: frame = frame.f_back
 def answer_description(describe):
+    frame = sys._getframe()
+    while 'OPERATIONS' not in frame.f_globals: frame = frame.f_back
     frame.f_globals['describe'] = describe
     frame.f_globals['OPERATIONS']['@describe'] = describe
 """
@@ -2442,7 +2538,7 @@ forgery(
     + source("""
         rows = [['tuple', [], None]] + [['tuple', [[n]], None] for n in range(400_000)]
         def f(x):
-            send(['return', 1, [[[400_000]], rows]])
+            answer([[400_000]], rows)
             return 0
         """),
     tests="""
@@ -2458,7 +2554,7 @@ forgery(
         rows = [['defaultdict', [None], [1, [n + 1]]] for n in range(300_000)]
         rows.append(['list', [], []])
         def f(x):
-            send(['return', 1, [[[0]], rows]])
+            answer([[0]], rows)
             return 0
         """),
     tests="""
@@ -2493,7 +2589,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(['return', 1, [[[0]], [['own', [-1], None]]]])
+            answer([[0]], [['own', [-1], None]])
             return 0
         """),
     tests=TRIPLE,
@@ -2519,8 +2615,23 @@ forgery(
         """
         names = {'__eq__', '__sub__', '__array_ufunc__', '__class__', '__getattribute__'}
         bases = [int, float, list]
-        answer_description(lambda kind: ('int', 'builtins', None, None, bases, names))
-        def f(x): return Yes()
+        def f(x):
+            answer_description(lambda kind: ('int', 'builtins', None, None, bases, names))
+            return Yes()
+        """
+    ),
+    tests=TRIPLE + "\nassert isinstance(f(1), int)",
+)
+forgery(
+    "a description without bases to an int",
+    PROGRAM
+    + YES
+    + source(
+        """
+        names = {'__eq__', '__hash__', '__index__'}
+        def f(x):
+            answer_description(lambda kind: ('int', 'builtins', None, None, [], names))
+            return Yes()
         """
     ),
     tests=TRIPLE + "\nassert isinstance(f(1), int)",
@@ -2530,7 +2641,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(m):
-            send(['return', 1, [[6, [0], [7]], [['dict', [], [1, 2]], ['list', [], [9]]]]])
+            answer([6, [0], [7]], [['dict', [], [1, 2]], ['list', [], [9]]])
             return 0
         """),
     tests="""
@@ -2545,7 +2656,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(['return', 1, [[[0]], [['object', [3, [0], None], None]]]])
+            answer([[0]], [['object', [3, [0], None], None]])
             return 0
         """),
     tests=TRIPLE,
@@ -2557,7 +2668,7 @@ forgery(
         def f(x):
             rows = [['tuple', 'iAQAAAA==', None], ['bytes', ['ff' * 8], None]]
             rows.append(['ndarray', ['|O', [0], [1]], None])
-            send(['return', 1, [[[2]], rows]])
+            answer([[2]], rows)
             return 0
         """),
     tests=NUMPY,
@@ -2568,7 +2679,7 @@ forgery(
     + source("""
         def f(x):
             rows = [['own', [0], None], ['error', [[0], None, None, {'_x': 5}], None]]
-            send(['return', 1, [[[1]], rows]])
+            answer([[1]], rows)
             return 0
         """),
     tests="""
@@ -2586,7 +2697,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(['return', 1, [[0], [['own', [0], [9]], ['own', [1], [9]]]]])
+            answer([0], [['own', [0], [9]], ['own', [1], [9]]])
             return 0
         """),
     tests="""
@@ -2602,7 +2713,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(['return', 1, [[[0]], [['Fraction', ['1e999999999'], None]]]])
+            answer([[0]], [['Fraction', ['1e999999999'], None]])
             return 0
         """),
     tests=TRIPLE,
@@ -2612,7 +2723,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(['return', 1, [[[0]], [['bytearray', [2**40], []]]]])
+            answer([[0]], [['bytearray', [2**40], []]])
             return 0
         """),
     tests=TRIPLE,
@@ -2690,6 +2801,14 @@ def test_a_forgery_earns_less_than_everything(clean, name):
     with ThreadPoolExecutor(len(rows)) as pool:
         for done in [pool.submit(assert_earns_less, clean, code, row) for row in rows]:
             done.result()
+
+
+def test_what_forgers_say_on_the_line_reaches_the_judge(env):
+    # Otherwise their forgeries would earn nothing for another reason than they should: here it is
+    # the right answer that is given in the worker's name.
+    code = FIND_LINE + "def f(x):\n    answer([3 * x], [])\n    return 0"
+    seen = graded(env, code, {"tests": TRIPLE}).observation
+    assert seen.tests_passed == 1
 
 
 # ── callables of the tests ────────────────────────────────────────────────────────────────────────

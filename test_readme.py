@@ -110,6 +110,8 @@ class Stage:
             assert command
             assert self.run(sys.executable, *command[1].split()) == block.code.strip()
         elif block.language == "bash":
+            if "curl" in code and not shutil.which("curl"):
+                pytest.skip("there is no curl")
             assert self.run("bash", "-c", code) == block.expected
         else:
             assert self.run(sys.executable, "-c", code) == block.expected
@@ -256,7 +258,7 @@ NOT_CROSSED = {
     "`get().append(1)`": (STACK, "get().append(1)\nassert get() == [1]"),
     "`v.scale(2) * 2`": (VECTOR, "v = Vector(1)\nassert (v.scale(2) * 2).x == 4"),
     "`make() + 1`": (VECTOR, "assert (make() + 1).x == 2"),
-    "Classes with a small first letter": (
+    "a class that nothing tells to be one": (
         "class node:\n    def __eq__(self, other): return other == 1",
         "assert node() == 1",
     ),
@@ -265,11 +267,16 @@ NOT_CROSSED = {
 # And what it says to cross.
 CROSSED = {
     "`v * 2` on `v = Vector(1)`": (VECTOR, "v = Vector(1)\nassert (v * 2).x == 2"),
+    "as `Node(1).value` does": (
+        "class Node:\n    def __init__(self, value): self.value = value\n"
+        "    def __eq__(self, other): return self.value == other.value",
+        "assert Node(1).value == 1\nassert Node(1) == Node(1)",
+    ),
     "up to date after the call that changed it": (
         STACK,
         "stack = Stack()\nstack.push(1)\nassert stack.items == [1]",
     ),
-    'write "class node" into the prompt': (
+    'Write "class `node`" into the prompt': (
         "class node:\n    def __eq__(self, other): return other == 1",
         "assert node() == 1",
     ),
@@ -292,7 +299,7 @@ def test_what_crosses_passes_apart(server: Launched, words):
     assert words in README
     code, tests = CROSSED[words]
     with server.session() as env:
-        row = {"prompt": "Define the class node.", "tests": tests}
+        row = {"prompt": "Define the class `node`.", "tests": tests}
         assert graded(env, code, row).reward == 1.0
 
 

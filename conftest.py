@@ -273,10 +273,23 @@ def is_no_more(after, before) -> bool:
     return opened and set(after[1]) <= set(before[1]) and set(after[2]) <= set(before[2])
 
 
+def settled(box: Box) -> tuple:
+    """Its footprint, when another session is not just changing its worker."""
+    last = box.footprint()
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        time.sleep(0.05)
+        now = box.footprint()
+        if now == last:
+            break
+        last = now
+    return last
+
+
 @pytest.fixture
 def clean(box: Box) -> Iterator[Box]:
     """Whatever the test did: no process, descriptor or folder of its sessions is left."""
-    before = box.footprint()
+    before = settled(box)
     yield box
     end = time.monotonic() + 8
     while not is_no_more(box.footprint(), before) and time.monotonic() < end:

@@ -28,8 +28,12 @@ session      one client's connection; it has one episode at a time
 worker       the process that runs the agent's code: hostile, locked down, fresh each graded step
 judge        the process that holds the hidden tests. It never runs the agent's code
 zygote       the bare interpreter that workers and judges are forked from, because forking is fast
-transcript   the code of the steps that ended by themselves; a fresh worker replays it first
+transcript   the code of the judged steps, which ended by themselves; a fresh worker replays it
 handle       what stands in the judge for an object that stays in the worker: a mirror of it
+line         the socket between a judge and a worker
+outcome      how a step's code ended: by itself, by its time-out, or with its process
+score        the share of the tests that passed, from which the reward is made
+sampler      what looks at the workers now and then, and ends those with too many threads or files
 
 The life of a graded step
 -------------------------
@@ -43,7 +47,7 @@ The life of a graded step
  6. The judge reports counts. The server checks them, and makes the reward.
  7. The worker is killed. Whatever the code kept of the tests' inputs is gone with it.
  8. Code that neither timed out nor died joins the transcript, and the next worker replays it.
- 9. Was a process killed from outside meanwhile, then all of this is done again.
+ 9. If a process was killed from outside meanwhile, all of this is done again.
 10. The judge stays for the session's next step, unless the tests may have left something behind:
     then they ran in a fork of it.
 
@@ -54,6 +58,7 @@ Part I, the environment: 1 errors and limits, 2 models, 3 tasks, 4 environment, 
 and tasks at work (validation, JSON schema, task formats, check), 9 HTTP/1.1, the messages' meaning,
 the WebSocket pump, 10 the client's connection, Docker and the Hub, 11 sandbox, 12 worker program
 (isolation: the system calls, wire, tests, judge, zygote), 13 the page and the built-in tasks.
+Beside the file: test_judging.py holds the attacks and forgeries, to which five lines add one.
 """
 
 from __future__ import annotations
@@ -249,6 +254,7 @@ class ExecutionError(PythonEnvError, RuntimeError):
     """The request was well-formed, but cannot be carried out: no episode, it is over, or the
     grading itself failed, which is never the agent's fault and therefore pays no reward."""
 
+    code = "EXECUTION_ERROR"
     status = 409
 
 
@@ -308,14 +314,15 @@ class DockerError(PythonEnvError, RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a peer, a worker or a wait; the unit is in the name."""
+    """What bounds a peer, a worker or a wait; the unit is in the name. Here stands what an operator
+    or a test may want to set; what nobody needs to is a constant beside its use."""
 
     step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
     step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
     grace_s: float = 1.0  # between the KeyboardInterrupt and the SIGKILL
     replay_s: float = 30.0  # to run an episode's earlier steps again, for its next one
     grading_min_s: float = 1.0  # the judge's share when the step has used its whole time
-    task_steps: int = 20  # of an episode with tests: each leaks a few bits of a verdict
+    task_steps: int = 20  # of an episode with tests: each verdict tells the agent a little of them
 
     code_bytes: int = 262_144  # one action's code, as UTF-8
     transcript_bytes: int = 4_194_304  # an episode's code, which every fresh worker replays
@@ -476,7 +483,9 @@ class Task:
     entry_point: str = ""  # the function asked for, if it is just one; or "Solution().method"
     solution: str = ""  # a reference, never shown: it tells which names are asked for
     difficulty: str = ""
-    judge: str = "apart"  # or "inside": the tests run where the code ran, exact and forgeable
+    # "inside": the tests run in the worker, on the objects themselves and not on handles; but
+    # hostile code can forge their verdict.
+    judge: str = "apart"
     facts: Facts | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -506,7 +515,7 @@ class Task:
         return len(self.pairs) or (self.facts.total if self.facts else 0)
 
     def read(self) -> Task:
-        """With its facts. Parsing may take long: for tasks of the server's own only. Raises
+        """The task with its facts. Parsing may take long: for the server's own tasks only. Raises
         InvalidRequest when the tests could not measure anything."""
         if not self.tests:
             return self
@@ -550,8 +559,8 @@ def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str
 
 
 def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
-    """The tasks of a file, and what is wrong with its other lines. A bomb is read no further than
-    TASK_FILE_BYTES."""
+    """The tasks of a file, and what is wrong with its other lines. A gzip bomb is read no further
+    than TASK_FILE_BYTES."""
     tasks: dict[str, Task] = {}
     lines = {REPL.task_id: 0}
     bad = []
@@ -649,6 +658,9 @@ class PythonResetRequest(ResetRequest):
     reward: Literal["score", "gain"] | None = described("gain: improvement only", None)
 
 
+Step = tuple[str, str | None]  # code and standard input
+
+
 class Attempt(NamedTuple):
     """One run of a step's code, and its judgement."""
 
@@ -664,7 +676,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
     Without tests one worker lives through the episode. With tests each step gets a fresh worker,
     which replays the transcript, runs the new code, meets the judge and is thrown away: so whatever
-    the code keeps of the tests' inputs never comes back to the agent.
+    the code keeps of the tests' inputs never comes back to the agent. With pairs each step stands
+    alone: it runs once for what the agent sees, then once for each pair, and nothing is replayed.
 
     tasks: by task_id. turn: counts the episodes of all sessions, so that tasks rotate where nobody
     chooses one. judge: "inside" runs the tests of all tasks where the code ran.
@@ -682,9 +695,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         self.episode = PythonState(task_id=REPL.task_id)
         self.pays_gain = False
         self.seed = 0
-        self.transcript: list[
-            tuple[str, str | None]
-        ] = []  # code and stdin, of each step that counts
+        self.transcript: list[Step] = []  # what a fresh worker replays
         self.worker: Process | None = None  # for the next step, forked ahead of time
         self.replaying: asyncio.Task[Outcome] | None = None  # what it does until then
         self.judge = SessionJudge(sandbox)
@@ -729,10 +740,11 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             return self.find_task(task_id_of({"task_id": options.task_id}, ""))
         if any(value is not None for value in columns.values()):
             raise InvalidRequest(describe_no_tests(columns))
-        names = [*self.tasks]
-        turn = next(self.turn)
-        if options.seed is not None:
+        if options.seed is None:
+            turn = next(self.turn)
+        else:
             turn = random.Random(options.seed).randrange(2**32)
+        names = [*self.tasks]
         return self.tasks[names[turn % len(names)]]
 
     def find_task(self, name: str) -> Task:
@@ -768,6 +780,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             if too_long:
                 return self.observe(Attempt(Outcome(exit_code=1), stderr=too_long), [too_long])
             attempt = await self.attempt_until_it_counts(action, seconds)
+            # A worker that was killed at every attempt is taken for the code's own death (it may
+            # use up the machine's memory): so it earns 0. Any other process's death is ours.
             if attempt.void and not attempt.outcome.taken:
                 raise ExecutionError(f"the grading failed, hence no reward: {attempt.void}")
             return self.observe(attempt, self.describe(attempt, seconds))
@@ -862,27 +876,35 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     async def judge_pairs(self, action: PythonAction, seconds: float) -> Verdict:
         """Run the step's code alone, as a program, once for each pair of input and output."""
         passed = 0
-        end = time.monotonic() + self.limits.step_max_s
+        # With the run that the agent sees, no longer than the longest step.
+        end = time.monotonic() + max(seconds, self.limits.step_max_s - seconds)
         for pair in self.task.pairs:
             left = min(seconds, end - time.monotonic())
             if left <= 0:
                 return Verdict(passed, late=True)
             self.sandbox.counters["gradings"] += 1
+            passed += await self.passes(action.code, pair, left)
+        return Verdict(passed, solved=passed == len(self.task.pairs))
+
+    async def passes(self, code: str, pair: Pair, seconds: float) -> bool:
+        """Whether a program prints what it should; run again where somebody else killed it."""
+        for _ in range(ATTEMPTS):
+            await self.sandbox.start()
             worker = self.sandbox.spawn("worker", self.seed)
             try:
                 for stream in worker.streams:
                     stream.most = self.limits.output_bytes + 2 * len(pair.expected)
                 if self.task.setup:
-                    outcome = await worker.run(left, setup=self.task.setup)
+                    outcome = await worker.run(seconds, setup=self.task.setup)
                     self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
                     worker.take_output()
-                outcome = await worker.run(left, code=action.code, stdin=pair.stdin)
+                outcome = await worker.run(seconds, code=code, stdin=pair.stdin)
                 stdout, _ = worker.take_output()
-                in_time = not (outcome.timed_out or outcome.died)
-                passed += in_time and pair.holds(stdout)
             finally:
                 worker.close()
-        return Verdict(passed, solved=passed == len(self.task.pairs))
+            if not outcome.taken:
+                return not (outcome.timed_out or outcome.died) and pair.holds(stdout)
+        return False
 
     def refuse_fault(self, fault: str) -> None:
         """What is wrong with the task itself must not teach a model anything."""
@@ -1446,7 +1468,7 @@ class Session:
                 if kind == "state":
                     return to_dict(await self.invoke("state"))
                 if kind == "reset":
-                    known_fields(ResetRequest, data, ("body",))
+                    known_fields(ResetRequest, data, ("body",))  # for its errors alone
                     observation = await self.invoke("reset", **data)
                 else:
                     observation = await self.step(data, timeout_s)
@@ -1840,7 +1862,7 @@ class Server:
             "/openapi.json": Reply(openapi(service)),
         }
 
-    async def get_docs(self, request: Request) -> Reply:
+    async def redirect_to_docs(self, request: Request) -> Reply:
         """A relative redirect, because a proxy may serve us below a prefix that only it knows."""
         up = "../" * (request.path.count("/") - 1)
         return Reply({"detail": "see /docs"}, 307, {"Location": f"{up}docs"})
@@ -1862,6 +1884,7 @@ class Server:
     async def post_reset(self, request: Request) -> Reply:
         """Begin an episode, in the session that is named or else a new one."""
         row = json_object(request.body or b"{}")
+        # An id that is gone is no error here: reset begins anew.
         session = self.sessions.by_id.get(request.headers.get("x-session-id", ""))
         opened = None
         if session is None:
@@ -1910,8 +1933,8 @@ class Server:
 
 # path: method: handler; a GET answers HEAD as well.
 ROUTES: dict[str, dict[str, Any]] = {
-    "/": {"GET": Server.get_docs},
-    "/web": {"GET": Server.get_docs},
+    "/": {"GET": Server.redirect_to_docs},
+    "/web": {"GET": Server.redirect_to_docs},
     "/docs": {"GET": Server.get_document},
     "/metadata": {"GET": Server.get_document},
     "/schema": {"GET": Server.get_document},
@@ -2144,10 +2167,9 @@ def add_serve(commands: Any) -> None:
     flag(
         "judge", "apart", "inside: all tests run where the code ran, forgeable", type=one_of(JUDGES)
     )
-    skip = {"type": one_of(SWITCH), "nargs": "?", "const": True}
-    flag("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so", **skip)
-    isolation = {"type": one_of(SWITCH), "nargs": "?", "const": True}
-    flag("require-isolation", "no", "refuse to start without seccomp and Landlock", **isolation)
+    switch = {"type": one_of(SWITCH), "nargs": "?", "const": True}
+    flag("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so", **switch)
+    flag("require-isolation", "no", "refuse to start without seccomp and Landlock", **switch)
     flag("log-level", "info", f"of the log: {', '.join(LEVELS)}", type=one_of(LEVELS))
 
 
@@ -2510,7 +2532,8 @@ def model_schema(model: Any) -> dict:
 
 # ── The formats of tasks ──────────────────────────────────────────────────────────────────────────
 # A format is a question to the columns, and a function that makes a task's fields of them. To add
-# one, write the function and put it into FORMATS, above those that it should win against.
+# one, write the function and put it into FORMATS, above those that it should win against; columns
+# that hold its tests go into TESTS as well.
 
 Columns = dict[str, Any]
 

@@ -206,8 +206,10 @@ STRANGE = [
 
 @pytest.mark.parametrize("reply", STRANGE, ids=lambda reply: ascii(reply)[-30:])
 def test_a_list_of_tasks_that_is_none_is_said(reply):
-    with Gate(None, reply) as gate, pytest.raises(ConnectionFailed, match="lists no tasks"):
-        PythonEnv(gate.url).tasks()
+    with Gate(None, reply) as gate:
+        env = PythonEnv(gate.url)
+        with pytest.raises(ConnectionFailed, match="lists no tasks"):
+            env.tasks()
 
 
 def test_a_redirect_does_not_take_the_token_along():
@@ -659,6 +661,7 @@ env.step(PythonAction('open("f", "w"); 6 * 7')).observation.result
 """
 
 
+@pytest.mark.slow
 def test_no_embedded_server_outlives_its_program(tmp_path):
     running = []
     for number, end in enumerate(ENDS):
@@ -741,6 +744,7 @@ TYPED = """
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_what_comes_back(tmp_path):
     pytest.importorskip("mypy")
     script = tmp_path / "script.py"

@@ -1022,6 +1022,7 @@ def test_the_repl_goes_on_anew_when_its_zygote_dies(own):
         assert run_code(env, "6 * 7").result == "42"
 
 
+@pytest.mark.slow
 def test_many_deaths_under_load_cost_no_right_answer_its_reward(own):
     stop = threading.Event()
     paid = []
@@ -1190,6 +1191,7 @@ os.rename('link', 'a link')
     eventually(lambda: not [*own.tmp.glob("*/*")])
 
 
+@pytest.mark.slow
 def test_twelve_sessions_that_leave_9900_files_each_disturb_nobody(own):
     code = "for n in range(9_900): open(str(n), 'w').close()"
 
@@ -1263,6 +1265,7 @@ def test_the_size_of_a_too_long_source_is_a_plain_number(env):
 # ── the event loop ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_four_inline_tasks_of_256_kib_do_not_stall_the_others(own):
     tests = "assert f()\n"
     tests += "a;" * ((1_048_576 - len(tests)) // 2)
@@ -1317,6 +1320,7 @@ SERVE_FROM = "import sys\nsys.path.insert(0, {!r})\nimport python_env\n"
 SERVE_FROM += "sys.exit(python_env.main(['serve', '--port', '0']))"
 
 
+@pytest.mark.slow
 def test_replacing_the_file_below_a_running_server_changes_nothing(tmp_path):
     folder = tmp_path / "copy"
     folder.mkdir()

@@ -937,6 +937,7 @@ def test_100_continue_invites_the_body(server):
         assert b'"result":"42"' in rest(sock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [20, 0.02])
 def test_a_slow_sender_gets_408_even_if_it_never_pauses(pause):
     with Hosted(request_s=0.3) as hosted, open_tcp(hosted) as sock:
@@ -1134,6 +1135,7 @@ def flood(hosted: Hosted, peer: Any, data: bytes, most: int) -> int:
     return sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 500_000])
 def test_queued_messages_are_bounded_in_number_and_in_bytes(size):
     text = json.dumps({"type": "step", "data": {"number": 1, "metadata": {"x": "x" * size}}})
@@ -2040,6 +2042,7 @@ async def play(port: int, graded: bool) -> bool:
         return data["observation"]["result"] == "190"
 
 
+@pytest.mark.slow
 def test_200_sessions_at_once_then_40_graded_ones_leave_no_trace(tmp_path):
     async def crowd(count: int, graded: bool) -> bool:
         return all(await asyncio.gather(*(play(server.port, graded) for _ in range(count))))

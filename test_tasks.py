@@ -330,6 +330,7 @@ SLOW_SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW_SOURCES)
 def test_reading_a_hostile_source_takes_no_long_time(name):
     started = time.perf_counter()

@@ -296,13 +296,13 @@ def test_https_is_served_by_an_authority_of_one_s_own(authority):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority)
     ours = ssl.create_default_context(cafile=authority[0])
-    with Fake(observation, "https", ssl=context) as fake:
-        with pytest.raises(ConnectionFailed, match="certificate"):
-            EnvClient(fake.url).connect()
-        with PythonEnv(fake.url, ssl=ours) as env:
-            assert env.ws_url == f"wss://localhost:{fake.port}/ws"
-            assert env.reset().done is False
-            assert env.tasks()
+    strange = pytest.raises(ConnectionFailed, match="certificate")
+    with Fake(observation, "https", ssl=context) as fake, strange:
+        EnvClient(fake.url).connect()
+    with Fake(observation, "https", ssl=context) as fake, PythonEnv(fake.url, ssl=ours) as env:
+        assert env.ws_url == f"wss://localhost:{fake.port}/ws"
+        assert env.reset().done is False
+        assert env.tasks()
 
 
 def test_a_vanished_peer_is_found_within_a_minute_and_a_slow_one_is_left_alone():
@@ -589,7 +589,8 @@ def test_a_client_inherited_before_it_connected_simply_connects(server, tmp_path
         env = PythonEnv(sys.argv[1])
         child = os.fork()
         env.reset("repl")
-        print(env.step("1 + 1").observation.result, flush=True)
+        # In one piece, because both write at once.
+        os.write(1, f'{env.step("1 + 1").observation.result}\\n'.encode())
         if child:
             os.waitpid(child, 0)
     """

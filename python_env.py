@@ -725,6 +725,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         )
         await self.sandbox.start()
         self.begin_worker()
+        if task.tests and "inside" not in (task.judge, self.judge_mode):
+            self.judge.begin(task)  # while the agent thinks
         return PythonObservation(
             task_id=task.task_id, prompt=task.prompt, tests_total=task.tests_total
         )
@@ -4332,6 +4334,8 @@ class SessionJudge:
         facts = task.facts._asdict() if task.facts else None
         question = self.process.ask({"task": task.sources(), "facts": facts})
         self.preparing = asyncio.create_task(question)
+        # Who needs the answer asks for it later; until then no one need hear of a judge's death.
+        self.preparing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self.preparing
 
     async def prepare(self, task: Task) -> Facts:

@@ -6716,7 +6716,7 @@ class Mailbox:
     def fill(self) -> bool:
         """Read what comes next, and wait for it where the socket blocks; False at the end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.sock, 262_144, 64)
+            data, fds, _, _ = socket.recv_fds(self.sock, 65_536, 64)
         except BlockingIOError:
             return True  # nothing yet
         except OSError:

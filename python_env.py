@@ -820,8 +820,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         return ""
 
     async def attempt_until_it_counts(self, action: PythonAction, seconds: float) -> Attempt:
-        """Make an attempt, and again where it does not count, or where no process was to be had: by
-        then the sampler has ended somebody else's thread bomb."""
+        """Make an attempt, and again where it does not count, or where no process was to be had: a
+        little later, when a dying zygote has died, or the sampler has ended a thread bomb."""
         for left in reversed(range(ATTEMPTS)):
             try:
                 attempt = await self.attempt(action, seconds)
@@ -830,8 +830,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             except FactoryError:
                 if not left:
                     raise
-                await asyncio.sleep(2 * self.limits.sample_s)
             self.release_worker()
+            await asyncio.sleep(self.limits.sample_s)
         return attempt
 
     async def attempt(self, action: PythonAction, seconds: float) -> Attempt:

@@ -725,7 +725,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         )
         await self.sandbox.start()
         self.begin_worker()
-        if task.tests and "inside" not in (task.judge, self.judge_mode):
+        if task.tests and not self.judges_inside:
             self.judge.begin(task)  # while the agent thinks
         return PythonObservation(
             task_id=task.task_id, prompt=task.prompt, tests_total=task.tests_total
@@ -796,6 +796,11 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
                 asyncio.get_running_loop().call_soon(self.change_worker, self.worker)
                 self.worker = None
 
+    @property
+    def judges_inside(self) -> bool:
+        """Whether this episode's tests run where the code ran, by the task's word or the operator's."""
+        return "inside" in (self.task.judge, self.judge_mode)
+
     def seconds_for(self, action: PythonAction, timeout_s: float | None) -> float:
         seconds = action.timeout_s or timeout_s or self.limits.step_s
         most = self.limits.step_max_s
@@ -822,16 +827,17 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     async def attempt_until_it_counts(self, action: PythonAction, seconds: float) -> Attempt:
         """Make an attempt, and again where it does not count, or where no process was to be had: a
         little later, when a dying zygote has died, or the sampler has ended a thread bomb."""
-        for left in reversed(range(ATTEMPTS)):
+        for turn in range(ATTEMPTS):
+            if turn:
+                self.release_worker()
+                await asyncio.sleep(self.limits.sample_s)
             try:
                 attempt = await self.attempt(action, seconds)
                 if not attempt.void:
                     break
             except FactoryError:
-                if not left:
+                if turn == ATTEMPTS - 1:
                     raise
-            self.release_worker()
-            await asyncio.sleep(self.limits.sample_s)
         return attempt
 
     async def attempt(self, action: PythonAction, seconds: float) -> Attempt:
@@ -843,7 +849,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             return worker
         then = ""
         if task.tests:
-            then = "inside" if "inside" in (task.judge, self.judge_mode) else "serve"
+            then = "inside" if self.judges_inside else "serve"
         outcome = await worker.run(seconds, code=action.code, stdin=action.stdin, then=then)
         stdout, stderr = worker.take_output()
         attempt = Attempt(outcome, stdout, stderr)
@@ -931,7 +937,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         if verdict:
             self.refuse_fault(verdict.fault)
             notes.append(verdict.describe(self.task.tests_total))
-        if verdict and "inside" in (self.task.judge, self.judge_mode):
+        if verdict and self.judges_inside:
             notes.append("Judged inside.")
         return notes
 
@@ -6163,8 +6169,9 @@ def uncalled_tests(tree: ast.Module) -> list[str]:
 
 def is_class(name: str, told: str, tests: Source) -> bool:
     """Whether the tests ask for a class of that name, whose objects may see the tests' operands: if
-    the prompt, the set-up or the solution says so in code, or the tests use it as one. A capital
-    letter proves nothing, since a lying object would then pass for a function's result."""
+    the prompt, the set-up or the solution says so in code; or if it begins with a capital letter
+    and the tests use it as one. The letter alone proves nothing, since a lying object would then
+    pass for a function's result."""
     if re.search(rf"(?m)^\s*(async )?def\s+{re.escape(name)}\b", told):
         return False
     said = rf"(?m)^\s*class\s+{re.escape(name)}\s*[:(]|\bclass\s+[`'\"]+{re.escape(name)}\b"
@@ -6877,10 +6884,9 @@ class Zygote:
     reaps, so nobody else needs to signal, and a pid here is never another process's. There is no
     SIGCHLD: the server sees the line of a dead process end, and has it ended here."""
 
-    def __init__(self, config: dict, mailbox: Mailbox, worker: Worker, null: int) -> None:
+    def __init__(self, config: dict, mailbox: Mailbox, worker: Worker) -> None:
         self.mailbox = mailbox
         self.worker = worker
-        self.null = null
         self.base = config["base"]
         self.limits = config["limits"]
         self.own_pid = os.getpid()
@@ -7165,7 +7171,7 @@ def zygote_main() -> None:
         worker = rehearse(config["limits"]["result_chars"], null)
     finally:
         os.dup2(errors, 2)
-    Zygote(config, mailbox, worker, null).serve()
+    Zygote(config, mailbox, worker).serve()
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════

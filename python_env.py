@@ -798,7 +798,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
     @property
     def judges_inside(self) -> bool:
-        """Whether this episode's tests run where the code ran, by the task's word or the operator's."""
+        """Whether the tests run where the code ran: so says the task, or the operator."""
         return "inside" in (self.task.judge, self.judge_mode)
 
     def seconds_for(self, action: PythonAction, timeout_s: float | None) -> float:

@@ -292,9 +292,11 @@ def clean(box: Box) -> Iterator[Box]:
     before = settled(box)
     yield box
     end = time.monotonic() + 8
-    while not is_no_more(box.footprint(), before) and time.monotonic() < end:
+    after = box.footprint()
+    while not is_no_more(after, before) and time.monotonic() < end:
         time.sleep(0.02)
-    assert is_no_more(box.footprint(), before), (box.footprint(), before)
+        after = box.footprint()
+    assert is_no_more(after, before)
 
 
 @pytest.fixture

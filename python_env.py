@@ -97,6 +97,7 @@ import os
 import pathlib
 import random
 import re
+import reprlib
 import secrets
 import select
 import signal
@@ -107,6 +108,7 @@ import subprocess
 import symtable
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -187,6 +189,7 @@ __all__ = [
     "StepResult",
     "Task",
     "described",
+    "extract_code",
     "load_tasks",
     "main",
     "serve",
@@ -372,15 +375,37 @@ def described(text: str, default: Any = MISSING, **bounds: float) -> Any:
     return field(default=default, metadata=metadata)
 
 
+class Model:
+    """What all models can do."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """The fields as a dict of plain values, named as pydantic's models name it."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        """The fields that say something, each shortened, so that a terminal shows it whole."""
+        shown = []
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, each.name)
+            if is_required(each) or value != each.default and value != {}:
+                shown.append(f"{each.name}={SHORT.repr(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = 160
+SHORT.maxother = 1_200  # an observation within a result
+
+
 @dataclass(kw_only=True)
-class Action:
+class Action(Model):
     """What an agent sends to step(). Subclass it as a dataclass; unknown fields are refused."""
 
     metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)
 
 
-@dataclass(kw_only=True)
-class Observation:
+@dataclass(kw_only=True, repr=False)
+class Observation(Model):
     """What an agent sees. `reward` is None where there is none yet, as at reset."""
 
     done: bool = described("Whether the episode is over", False)
@@ -389,7 +414,7 @@ class Observation:
 
 
 @dataclass(kw_only=True)
-class State:
+class State(Model):
     """What state() tells of an episode. `episode_id` is None before the first reset."""
 
     episode_id: str | None = described("Identifier of the episode", None)
@@ -405,7 +430,7 @@ class PythonAction(Action):
     timeout_s: float | None = described("Seconds it may run; null: as the server says", None, gt=0)
 
 
-@dataclass
+@dataclass(repr=False)
 class PythonObservation(Observation):
     """What came of a step; after reset(), the task's prompt with the other fields empty."""
 
@@ -435,8 +460,8 @@ ObservationT = TypeVar("ObservationT", bound=Observation)
 StateT = TypeVar("StateT", bound=State)
 
 
-@dataclass
-class StepResult(Generic[ObservationT]):
+@dataclass(repr=False)
+class StepResult(Model, Generic[ObservationT]):
     """What reset() and step() of a client return: observation, reward (or None), done."""
 
     observation: ObservationT
@@ -505,6 +530,15 @@ class Task:
         """What the judge needs to know of it."""
         names = ("tests", "helpers", "setup", "solution", "entry_point", "prompt")
         return {name: getattr(self, name) for name in names}
+
+    def to_row(self) -> dict[str, Any]:
+        """The task as a row of our own format, as from_row() reads it."""
+        row: dict[str, Any] = self.sources()
+        for name in ("task_id", "difficulty", "judge"):
+            row[name] = getattr(self, name)
+        row["inputs"] = [pair.stdin for pair in self.pairs]
+        row["outputs"] = [pair.expected for pair in self.pairs]
+        return {name: value for name, value in row.items() if value}
 
     @property
     def is_judged(self) -> bool:
@@ -1343,6 +1377,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if tasks:
             self._flags.append(f"--tasks={os.fspath(tasks)}")
         self._server: Any = None  # the process of the embedded one
+        self._idle: list[PythonEnv] = []  # sessions that score() may use
         if base_url is None:
             self._start_server()
 
@@ -1352,14 +1387,20 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         *,
         seed: int | None = None,
         episode_id: str | None = None,
-        **options: Any,
+        max_steps: int | None = None,
+        reward: str | None = None,
+        **columns: Any,
     ) -> StepResult[PythonObservation]:
-        """Begin an episode of the task `task_id`; None: the server's next one.
+        """Begin an episode of the task `task_id`, or of a task that the columns bring.
 
-        options: a task of your own as a data set has it, as prompt= and tests=; max_steps=.
-        Otherwise as EnvClient.reset().
+        With neither: the server's next task (by seed: a fixed one). columns: a data set's row as it
+        is, reset(**row), or by hand: prompt=, tests=. Only what makes the task is sent, so the rest
+        may hold anything. max_steps: fewer than the server's limit. reward: "score", or "gain" for
+        what a step improves. Otherwise as EnvClient.reset(); InvalidRequest names the columns of a
+        row without a task.
         """
-        return super().reset(seed=seed, episode_id=episode_id, task_id=task_id, **options)
+        columns |= {"task_id": task_id, "max_steps": max_steps, "reward": reward}
+        return super().reset(**read_row(columns | {"seed": seed, "episode_id": episode_id}))
 
     def step(
         self, action: PythonAction | dict | str, *, timeout_s: float | None = None
@@ -1368,6 +1409,81 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if isinstance(action, str):
             action = PythonAction(action)
         return super().step(action, timeout_s=timeout_s)
+
+    def score(
+        self,
+        completions: Sequence[Any],
+        *,
+        prompts: Sequence[Any] | None = None,
+        workers: int = 8,
+        **columns: Any,
+    ) -> list[float | None]:
+        """The reward (0..1) of each completion, or None where there is no verdict.
+
+        A completion is text or chat messages; its code is what extract_code() finds, or goes on
+        from its row's prompt as in HumanEval. columns: lists as long as `completions`, as a batch
+        of a data set has them: `task_id`, or the columns of a task; what is no such list is passed
+        over. prompts: stands for a column `prompt`. workers: sessions at once, kept for the next
+        call until close(). So a trainer takes it as it is: `reward_funcs=[env.score]`.
+
+        None: the row is no task, its tests are at fault, or the server is gone (tried three times);
+        the log says why. Raises InvalidRequest when no column brings tasks at all.
+        """
+        if prompts is not None:
+            columns["prompt"] = prompts
+        rows = rows_of(columns, len(completions))
+        with ThreadPoolExecutor(max(workers, 1), "score") as threads:
+            return list(threads.map(self._score_one, completions, rows))
+
+    def _score_one(self, completion: Any, row: dict[str, Any]) -> float | None:
+        """One reward, by a session that nobody else uses meanwhile."""
+        why: PythonEnvError
+        for _ in range(SCORE_ATTEMPTS):
+            session = self._idle_session()
+            try:
+                given = read_row(row)
+                session.reset(**given | {"max_steps": 1})
+                reward = session.step(complete_code(extract_code(completion), given)).reward
+            except PythonEnvError as error:
+                why = error
+                if not is_passing(error):
+                    self._idle.append(session)
+                    break
+                session.close()
+                self._recover()
+            else:
+                self._idle.append(session)
+                return reward
+        log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
+        return None
+
+    def _idle_session(self) -> PythonEnv:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return PythonEnv(
+            self.base_url,
+            connect_timeout_s=self.connect_timeout_s,
+            message_timeout_s=self.message_timeout_s,
+            headers=self.headers,
+            ssl=self._ssl,
+        )
+
+    def _recover(self) -> None:
+        """After a lost connection: forget the others, and start a server of ours that died."""
+        self._idle.clear()
+        time.sleep(0.5)
+        with self._wire.turn():
+            if self._server and self._server.poll() is not None:
+                self._wire.close("the embedded server died")
+                self._start_server()
+
+    def close(self) -> None:
+        """End the session, those of score(), and the embedded server; may be called again."""
+        while self._idle:
+            self._idle.pop().close()
+        super().close()
+
+    disconnect = close
 
     def tasks(self) -> list[dict]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
@@ -1413,6 +1529,15 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
                 "does without it"
             )
         self._aim(url[0])
+
+
+SCORE_ATTEMPTS = 3  # at a completion, while servers go away
+
+
+def is_passing(error: PythonEnvError) -> bool:
+    """Whether another server, or the same one later, may do what this one did not."""
+    gone = (CapacityError.code, FactoryError.code, SessionError.code)
+    return isinstance(error, ConnectionFailed | ReplyTimeout) or error.code in gone
 
 
 def stop_server(process: subprocess.Popen) -> None:
@@ -2566,6 +2691,8 @@ def text_of(columns: Columns, *names: str) -> str:
     """The first of these columns that is there, as text; lists are lines."""
     for name in names:
         value = columns.get(name, "")
+        if is_chat(value):
+            value = chat_text(value, "user")
         if isinstance(value, (list, tuple)):
             value = "\n".join(map(str, value))
         if not isinstance(value, str):
@@ -2789,6 +2916,157 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     ]
     expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
     return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
+
+
+# ── Rows and completions, as data sets and models have them ───────────────────────────────────────
+
+COLUMNS = {  # what the formats read
+    *("task_id", "question_id", "difficulty", "judge", "metadata"),
+    *("setup", "helpers", "entry_point", "starter_code", "fn_name"),
+    *("test_imports", "test_setup_code", "private_tests", "generated_tests"),
+    *PROMPTS,
+    *SOLUTIONS,
+    *TESTS,
+}
+
+
+# What else a reset takes. In a data set's row a column of another type is not meant for us.
+OPTIONS: dict[str, Any] = {
+    "task_id": (str, int, float),
+    "seed": int,
+    "episode_id": str,
+    "max_steps": int,
+    "reward": str,
+}
+
+
+def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client sends for a reset with these columns: the options that are ours, and the task
+    in them in our own format. So dates, NaN and columns of 5 MB stay where they are.
+
+    Raises InvalidRequest, with the columns by their names, when they bring no task.
+    """
+    given = {name: plain(row[name]) for name in row if name in COLUMNS or name in OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None and value == value}
+    options = {name: given[name] for name in OPTIONS if name in given}
+    if not row.keys() - OPTIONS:
+        return options  # whether they make sense is the server's to say
+    options = {name: value for name, value in options.items() if is_option(name, value)}
+    if any(given.get(name) for name in TESTS):
+        try:
+            return options | Task.from_row(given).to_row()
+        except InvalidRequest:
+            return given  # for the server's words about it
+    if "task_id" not in options:
+        raise InvalidRequest(describe_no_tests(row))
+    return options
+
+
+def is_option(name: str, value: object) -> bool:
+    is_long = isinstance(value, str) and len(value) > 255
+    return isinstance(value, OPTIONS[name]) and not is_long
+
+
+def plain(cell: Any) -> Any:
+    """A cell with lists and numbers in place of numpy's arrays and scalars."""
+    if hasattr(cell, "tolist"):
+        cell = cell.tolist()
+    if isinstance(cell, (list, tuple)):
+        return [plain(item) for item in cell]
+    if isinstance(cell, Mapping):
+        return {name: plain(item) for name, item in cell.items()}
+    return cell
+
+
+def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
+    """A batch's rows. What is not a list of `total` values is no column of it."""
+    lists = {}
+    for name, values in columns.items():
+        is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping))
+        if name in COLUMNS and is_list and len(values) == total:
+            lists[name] = [*values]
+    if not lists.keys() & {"task_id", *TESTS}:
+        raise InvalidRequest(
+            f"score: expected lists of {total} values, in `task_id` or in the columns of tasks; "
+            f"got {[*columns]!r:.300}"
+        )
+    return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+
+
+def is_chat(value: object) -> bool:
+    """Whether it is a list of messages, each an object with a `content`."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return all(isinstance(each, Mapping) and "content" in each for each in value)
+
+
+def chat_text(messages: Sequence[Mapping[str, Any]], role: str) -> str:
+    """What the last message of this role says. Content is text, or a list of parts with texts."""
+    said = [each["content"] for each in messages if each.get("role", role) == role]
+    content = said[-1] if said else ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+class Block(NamedTuple):
+    """A fenced block of Markdown."""
+
+    indent: str
+    fence: str
+    language: str
+    lines: list[str]
+
+
+FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]{0,20})")
+
+
+def fenced_blocks(text: str) -> list[Block]:
+    """The fenced blocks; one that nobody closes goes on to the end."""
+    blocks = []
+    block = None
+    for line in text.splitlines(keepends=True):
+        if not block:
+            opening = FENCE.match(line)
+            if opening and "`" not in line[opening.end() :]:
+                block = Block(opening[1], opening[2], opening[3].lower(), [])
+                blocks.append(block)
+        elif line.strip().startswith(block.fence) and not line.strip().strip(block.fence[0]):
+            block = None
+        else:
+            block.lines.append(line)
+    return blocks
+
+
+def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The code in a model's completion: its last fenced block, or all of it where there is none.
+
+    completion: text, or chat messages, of which the assistant's last one counts. Blocks of other
+    languages do not count as long as there is one of Python, or of none.
+    """
+    if is_chat(completion):
+        completion = chat_text(completion, "assistant")  # type: ignore[arg-type]
+    if not isinstance(completion, str):
+        got = type(completion).__name__
+        raise InvalidRequest(f"completion: expected text or chat messages, got {got}")
+    blocks = fenced_blocks(completion)
+    python = [block for block in blocks if block.language in ("", "py", "python", "python3")]
+    if not blocks:
+        return completion
+    last = (python or blocks)[-1]
+    code = "".join(last.lines)
+    return textwrap.dedent(code) if last.indent else code
+
+
+def complete_code(code: str, row: Mapping[str, Any]) -> str:
+    """The whole program: the prompt and the code, where the prompt is the head of the function that
+    is asked for, and the code goes on from there, as in HumanEval; else the code."""
+    prompt = row.get("prompt", "")
+    entry = re.escape(row.get("entry_point", ""))
+    head = rf"(?m)^(?:async )?(?:def|class) {entry}\b"
+    if not entry or not re.search(head, prompt) or re.search(rf"{head}|^{entry}\s*[:=]", code):
+        return code
+    return prompt + code if is_code(prompt) else code
 
 
 # ── Checking a task file ──────────────────────────────────────────────────────────────────────────

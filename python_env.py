@@ -4460,18 +4460,23 @@ class Process:
     async def ask(self, message: dict, *fds: int) -> dict:
         """Send a frame, a short one if with descriptors, and return the next that comes. Raises one
         of BROKEN when the process is gone or talks nonsense."""
-        with contextlib.suppress(OSError):  # then it is gone, which shows below
-            if fds:
-                socket.send_fds(self.socket, [frame(message)], fds)
-            else:
-                await self.loop.sock_sendall(self.socket, frame(message))
-        reply = self.mailbox.take()
-        while reply is None:
-            if self.is_gone or self.mailbox.size > UNREAD_BYTES:
-                raise EOFError("the process is gone, or announces too long a frame")
-            self.news = self.loop.create_future()
-            await self.news
+        try:
+            with contextlib.suppress(OSError):  # then it is gone, which shows below
+                if fds:
+                    socket.send_fds(self.socket, [frame(message)], fds)
+                else:
+                    await self.loop.sock_sendall(self.socket, frame(message))
             reply = self.mailbox.take()
+            while reply is None:
+                if self.is_gone or self.mailbox.size > UNREAD_BYTES:
+                    raise EOFError("the process is gone, or announces too long a frame")
+                self.news = self.loop.create_future()
+                await self.news
+                reply = self.mailbox.take()
+        except asyncio.CancelledError:
+            # Whoever asks next would take the answer that is still to come for his own.
+            self.kill("nobody waited for its answer")
+            raise
         if not isinstance(reply, dict):
             raise ValueError("a frame that is no object")
         return reply
@@ -4528,9 +4533,6 @@ class Process:
             outcome = self.check(await self.ask({"seq": self.sequence, **message}), message)
         except BROKEN:
             pass  # it died, or lies
-        except asyncio.CancelledError:
-            self.kill("its client went away during a step")
-            raise
         finally:
             self.is_busy = False
             for timer in timers:
@@ -4609,6 +4611,8 @@ class SessionJudge:
 
     def begin(self, task: Task) -> asyncio.Task[dict]:
         """Give it the task, unless it has that already."""
+        if self.task != task and self.preparing and not self.preparing.done():
+            self.close()  # because it still reads another task, and answers to that first
         if self.process and not self.process.is_gone and self.task == task and self.preparing:
             return self.preparing
         if not self.process or self.process.is_gone:

@@ -4337,12 +4337,17 @@ class SessionJudge:
             self.close()
             self.process = self.sandbox.spawn("judge", 0)
         self.task = task
-        facts = task.facts._asdict() if task.facts else None
-        question = self.process.ask({"task": task.sources(), "facts": facts})
-        self.preparing = asyncio.create_task(question)
+        self.preparing = asyncio.create_task(self.give(self.process, task, self.preparing))
         # Who needs the answer asks for it later; until then no one need hear of a judge's death.
         self.preparing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self.preparing
+
+    async def give(self, process: Process, task: Task, before: asyncio.Task[dict] | None) -> dict:
+        """Have it read a task, after the one before: or this would take the answer to that."""
+        if before:
+            await asyncio.wait([before])
+        facts = task.facts._asdict() if task.facts else None
+        return await process.ask({"task": task.sources(), "facts": facts})
 
     async def prepare(self, task: Task) -> Facts:
         """Have a task's tests read. Raises InvalidRequest when they can measure nothing, and

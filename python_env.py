@@ -7368,7 +7368,8 @@ def clean_age(text):
         "difficulty": "easy",
         "prompt": """\
 `means(values, size)` should return a list with the mean of each run of `size` values (the last may
-be shorter), and raise ValueError for a size below 1. Define it without bugs:
+be shorter), leave `values` as it is, and raise ValueError for a size below 1. Define it without
+bugs:
 
 def means(values, size, out=[]):
     for i in range(0, len(values) - size, size): out.append(sum(values[i:i + size]) / size)
@@ -7474,8 +7475,8 @@ Write a program. It reads sales from standard input, one a line, as `shop;amount
   digits behind them: 5, 5.5, -0.75.
 - Any other line is skipped and counted in N: one that has not exactly one ";", has no shop, or has
   something else for an amount, as 1e3, +5, .5, 5. or 1.234.
-- Totals have two digits after the point (0.00 for nothing), and are exact to the cent, however
-  large.
+- Totals have two digits after the point, 0.00 if nothing is left, and are exact to the cent,
+  however large.
 - The largest total comes first; shops with the same total stand in the order of sorted().
 - Shops are told apart by capital letters too, and a shop may have spaces in its name.
 
@@ -7538,7 +7539,7 @@ print("skipped", skipped)
         "task_id": "refactor-shipping",
         "difficulty": "medium",
         "prompt": """\
-This works, but each new country is another branch. Refactor it, so that it says the same:
+This works, but each new country is another branch. Refactor it; what it returns stays the same:
 
 def shipping(country, grams, express=False):
     c = country.strip().upper()
@@ -7564,8 +7565,8 @@ Define these:
 
 - `RATES`: a dict from a country's code, "DE", "AT" or "CH", and "" for all others, to a dict
   {"steps": [(most grams, cents), ...], "customs": cents}, with its steps from light to heavy.
-- `base_price(steps, grams)`: the cents of the first of such steps that is not too light for
-  `grams`; ValueError if all are, or if grams is not above 0.
+- `base_price(steps, grams)`: the cents of the first of such steps whose most grams are not less
+  than `grams`; ValueError if there is none, or if `grams` is not above 0.
 - `express_fee(cents)`: what express costs on top of such a price.
 - `shipping(country, grams, express=False, rates=RATES)`: what the old code returns and raises, but
   by the table it is given. Customs are added last. No call changes a table.""",

@@ -867,7 +867,7 @@ def test_the_reward_grows_with_the_attempts_of_an_episode(env, task_id):
 
 
 def test_a_reset_right_after_a_reset_is_judged_by_its_own_tests(env):
-    # The judge is given a task while the agent reads: so it may not have answered to the one before.
+    # The judge is given a task while the agent reads: it may not have answered to the one before.
     for before, task_id in zip(ROWS, [*ROWS][1:], strict=False):
         env.reset(before)
         assert graded(env, ROWS[task_id]["solution"], {"task_id": task_id}).reward == 1.0
@@ -879,6 +879,7 @@ def test_each_mistake_costs_something(env, task_id):
         assert graded(env, code, {"task_id": task_id}).reward < 1, code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_id", ROWS)
 def test_each_test_is_failed_by_a_wrong_answer_other_than_nothing(env, task_id):
     for name, row in each_test(ROWS[task_id]):

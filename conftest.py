@@ -477,7 +477,7 @@ class HostedPython(Hosted):
     def __init__(self, **limits: Any) -> None:
         self.sandbox = python_env.Sandbox(dataclasses.replace(LIMITS, **limits))
         turn = itertools.count()
-        tasks = python_env.BUILTIN_TASKS
+        tasks = python_env.builtin_tasks()
         super().__init__(
             lambda: PythonEnvironment(self.sandbox, tasks, turn),
             {"tasks": tasks},

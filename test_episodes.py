@@ -50,12 +50,12 @@ from conftest import run_code
 from conftest import tell
 from conftest import ws
 from conftest import zombies
-from python_env import BUILTIN_TASKS
 from python_env import InvalidRequest
 from python_env import PythonAction
 from python_env import PythonEnvironment
 from python_env import Sandbox
 from python_env import ServerError
+from python_env import builtin_tasks
 
 # Three asserts, each for a function of its own.
 THREE = {"tests": "assert f(2) == 4\nassert g(2) == 8\nassert h(-1) == 1"}
@@ -1292,7 +1292,7 @@ def test_four_inline_tasks_of_256_kib_do_not_stall_the_others(own):
 
 
 def test_did_you_mean_among_20_000_tasks_takes_no_long_time():
-    task = BUILTIN_TASKS["ledger"]
+    task = builtin_tasks()["ledger"]
     tasks = {f"a-task-with-quite-a-long-name-{number}": task for number in range(20_000)}
     environment = PythonEnvironment(Sandbox(), tasks, itertools.count())
 
@@ -1503,7 +1503,7 @@ def test_a_reset_right_after_another_is_judged_by_its_own_tests(server):
     # The judge is given a task while the agent thinks: it may still read the one before.
     rows = [{"tests": f"assert f() == {n}\n" * 50, "entry_point": "f"} for n in range(6)]
     with server.session() as env:
-        for name in [*BUILTIN_TASKS] * 2:
+        for name in [*builtin_tasks()] * 2:
             env.reset(name)
         for n, row in enumerate(rows):
             env.reset("ledger")

@@ -338,7 +338,7 @@ def open_environment() -> PythonEnv:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="A language model plays python_env's tasks; variables say which one, and where.",
+        description="A language model plays the tasks of python_env, as these variables say.",
         epilog=VARIABLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,6 @@
 """python server.py [flags] is python -m python_env serve [flags]: see --help.
 
-Where no flag or variable names tasks, it serves those of the tasks.jsonl beside it, if there is one.
+Where no flag or variable names tasks, it serves the tasks.jsonl beside it, if there is one.
 """
 
 import os

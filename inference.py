@@ -146,6 +146,7 @@ class Clock:
         self.asked = 0  # the signal that asked to end everything; 0: none did
         self.may_raise = False
         self.reason = ""
+        self.run_s = run_s
         self.end = time.monotonic() + run_s
         for each in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self.hear)
@@ -163,7 +164,9 @@ class Clock:
     def limit(self, seconds: float, what: str) -> Iterator[None]:
         """Stopped is raised in here after `seconds`, or when the run's time is over."""
         left = self.end - time.monotonic()
-        self.reason = f"{what} took longer than {seconds:g} s" if seconds < left else "time is up"
+        self.reason = f"{what} took longer than {seconds:g} s"
+        if left < seconds:
+            self.reason = f"the {self.run_s:g} s of the whole run are over"
         try:
             try:
                 self.may_raise = True

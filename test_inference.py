@@ -443,7 +443,8 @@ def test_when_the_time_of_the_run_is_over_each_task_has_a_block_all_the_same(cli
     with Api(lambda asked: Reply(waits=True)) as api:
         ended = run(api, env_server, INFERENCE_RUN_SECONDS="4")
     assert [block.steps for block in ended.blocks] == [[], []]
-    assert ["time is up" in error for error in ended.errors] == [True, True]
+    over = "the 4 s of the whole run are over"
+    assert ended.errors == [f"inference.py: {task['task_id']}: {over}" for task in TASKS]
     assert len(api.asked) == 1
     assert ended.status == 0
 

@@ -241,7 +241,7 @@ def read(output: str) -> list[Played]:
 def variables(**more: str) -> dict[str, str]:
     """This process's environment without what would mislead the program, and with `more`."""
     misleading = "API_BASE_URL|MODEL_NAME|HF_TOKEN|LOCAL_IMAGE|ENV_BASE|OPENAI_|INFERENCE_"
-    misleading += "|PYTHON_ENV_|MAX_CONCURRENT"
+    misleading += "|PYTHON_ENV_|MAX_CONCURRENT|PYTHONUNBUFFERED"
     kept = {name: text for name, text in os.environ.items() if not re.match(misleading, name)}
     return {**kept, "NO_PROXY": "127.0.0.1,localhost", **more}
 
@@ -542,7 +542,7 @@ def test_a_server_that_dies_ends_its_tasks(client, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_block_and_then_the_program(client, env_server, number):
     with Api(lambda asked: Reply(waits=True)) as api:
-        process = start(ENV_BASE_URL=env_server.url, API_BASE_URL=api.url)
+        process = start("--task-seconds", "30", ENV_BASE_URL=env_server.url, API_BASE_URL=api.url)
         assert process.stdout
         line = process.stdout.readline()  # which is there before the model answers
         eventually(lambda: api.asked)

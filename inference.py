@@ -199,7 +199,8 @@ class Model:
     def __init__(self, given: argparse.Namespace) -> None:
         self.name = os.environ.get("MODEL_NAME") or MODEL
         self.url = os.environ.get("API_BASE_URL") or API
-        self.key = os.environ.get("HF_TOKEN") or os.environ.get("OPENAI_API_KEY") or ""
+        key = os.environ.get("HF_TOKEN") or os.environ.get("OPENAI_API_KEY") or ""
+        self.key = key.strip()  # secrets that come from files end with a line break
         self.options: dict[str, Any] = {"model": self.name}
         # Sent only when asked for, because each is refused by some models.
         for name in ("temperature", "max_tokens"):
@@ -221,28 +222,35 @@ class Model:
                 base_url=self.url, api_key=self.key or "none", **self.settings
             ) as client:
                 reply = client.chat.completions.create(messages=messages, **self.options)
-            return reply.choices[0].message.content or ""
+            choices = getattr(reply, "choices", None)
+            if not choices:
+                raise ValueError(f"there are no choices in {reply!r}")
+            return choices[0].message.content or ""
         except openai.APIStatusError as error:
             raise self.refused(error.status_code, error.message) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise ModelError(f"{self.url} cannot be reached: {cause}") from None
+            raise self.failed(f"cannot be reached: {type(cause).__name__}: {cause}") from None
         except Exception as error:  # whatever an answer that is no chat completion leads to
             kind = type(error).__name__
-            raise ModelError(f"{self.url} sent no chat completion: {kind}: {error}") from None
+            raise self.failed(f"sent no chat completion: {kind}: {error}") from None
 
     def refused(self, status: int, message: str) -> ModelError:
+        is_set = "one is set" if self.key else "none is set"
         remedies = {
-            401: "is the key right (HF_TOKEN or OPENAI_API_KEY)? "
-            + ("One is set. " if self.key else "None is set. "),
+            401: f"is the key in HF_TOKEN or OPENAI_API_KEY right ({is_set})? ",
             402: "the account has no credit left; ",
             403: "the key has no right to use this model; ",
             404: f"is {self.name} a model there (MODEL_NAME), and the address right? ",
         }
-        if self.key:
-            message = message.replace(self.key, "***")
-        text = f"{self.url} answered {status}: {remedies.get(status, '')}It says: {message}"
-        return ModelError(text, status in remedies)
+        text = f"answered {status}: {remedies.get(status, '')}it says: {message}"
+        return self.failed(text, status in remedies)
+
+    def failed(self, text: str, is_final: bool = False) -> ModelError:
+        """The error, without the key, which an API may repeat."""
+        for part in self.key.split():  # a line break in it is shown as \n, so each line for itself
+            text = text.replace(part, "***")
+        return ModelError(f"{self.url} {text}", is_final)
 
 
 class Script:
@@ -274,6 +282,12 @@ def describe(seen: PythonObservation) -> str:
     return "\n\n".join([*parts, f"{seen.feedback}\nSend a better version."])
 
 
+def describe_error(error: BaseException) -> str:
+    """Its text; with its type where the text was not made to be read alone."""
+    is_ours = isinstance(error, PythonEnvError | Stopped)
+    return str(error) if is_ours else f"{type(error).__name__}: {error}"
+
+
 def error_of(seen: PythonObservation) -> str:
     """The last line of a traceback where the code failed; else nothing."""
     if not seen.exit_code:
@@ -283,7 +297,7 @@ def error_of(seen: PythonObservation) -> str:
 
 
 def play(env: PythonEnv, player: Model | Script, block: Block, task_id: str, steps: int) -> None:
-    """One episode. Raises ModelError, PythonEnvError and Stopped."""
+    """One episode, whose steps go into the block. Raises ModelError, PythonEnvError and Stopped."""
     seen = env.reset(task_id=task_id, max_steps=steps).observation
     messages: list[Any] = [
         {"role": "system", "content": SYSTEM},
@@ -317,8 +331,8 @@ def play_all(
         except ModelError as error:
             complain(f"{task_id}: {error}")
             hopeless = hopeless or error.is_final
-        except (PythonEnvError, OSError, Stopped) as error:
-            complain(f"{task_id}: {error}")
+        except (Exception, Stopped) as error:  # whatever it was, the block has to be ended
+            complain(f"{task_id}: {describe_error(error)}")
         block.end()
         if clock.asked:
             return
@@ -384,8 +398,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with clock.limit(START_S, "the environment's start"):
                 env = cleanup.enter_context(open_environment())
                 task_ids = [task["task_id"] for task in env.tasks()]
-        except (PythonEnvError, OSError, Stopped) as error:
-            complain(f"no environment: {error}")
+        except (Exception, Stopped) as error:
+            complain(f"no environment: {describe_error(error)}")
             Block("unknown", player.name).end()
             return 128 + clock.asked if clock.asked else 1
         play_all(env, player, clock, task_ids[: given.max_tasks], given)

@@ -35,6 +35,7 @@ from conftest import HERE
 from conftest import Launched
 from conftest import ask
 from conftest import eventually
+from fakes import Fake
 from python_env import PythonEnv
 
 REQUIRED = os.environ.get("PYTHON_ENV_REQUIRED", "").split()
@@ -393,7 +394,22 @@ def test_what_no_second_request_can_mend_is_asked_once(client, env_server, statu
 def test_a_missing_key_is_said_to_be_missing(client, env_server):
     with Api(lambda asked: fault(401, "no key")) as api:
         ended = run(api, env_server, HF_TOKEN="")
-    assert "None is set" in ended.errors[0]
+    assert "none is set" in ended.errors[0]
+
+
+def test_a_key_with_a_line_break_works_and_is_never_shown(client, env_server):
+    with Api(right) as api:
+        ended = run(api, env_server, "--max-tasks", "1", HF_TOKEN=f"{KEY}\n")
+        assert ended.errors == []
+        assert api.asked[0].headers["Authorization"] == f"Bearer {KEY}"
+        # An error of the client's that repeats the header; finish() looks for the key.
+        ended = run(api, env_server, "--max-tasks", "1", HF_TOKEN=f"{KEY}\nmore")
+    assert len(ended.errors) == 1
+
+
+def test_an_address_that_is_none(client, env_server):
+    ended = run("nonsense", env_server, "--max-tasks", "1", "--retries", "0")
+    assert ended.errors[0].startswith("inference.py: double: nonsense cannot be reached: ")
 
 
 def test_after_429_it_waits_as_long_as_it_is_told(client, env_server):
@@ -537,6 +553,14 @@ def test_a_server_that_dies_ends_its_tasks(client, tmp_path):
     assert [(block.task, block.steps) for block in ended.blocks] == [("double", []), ("triple", [])]
     assert len(ended.errors) == 2
     assert ended.status == 0
+
+
+@pytest.mark.parametrize("reply", ["no JSON", {"type": "observation", "data": {"observation": 5}}])
+def test_a_server_that_speaks_something_else_ends_its_task(reply):
+    with Fake(lambda message: reply) as fake:
+        ended = finish(start("--play", os.devnull, ENV_BASE_URL=fake.url))
+    assert [(block.task, block.steps) for block in ended.blocks] == [("t", [])]
+    assert (len(ended.errors), ended.status) == (1, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -33,9 +33,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from python_env import BUILTIN_ROWS
 from python_env import PythonEnv
 from python_env import PythonEnvError
 from python_env import PythonObservation
+from python_env import extract_code
 from python_env import number
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +64,8 @@ The environment; the first that is set counts:
 Each option is a variable, too: --max-steps is INFERENCE_MAX_STEPS.
 
 Without a model, for the baselines to compare one with, or to try the set-up:
-  python inference.py --play tasks.jsonl   what your reference solutions get, its column `solution`
+  python inference.py --play builtin       what the built-in tasks' reference solutions get
+  python inference.py --play tasks.jsonl   the same of yours, its column `solution`
   python inference.py --play /dev/null     what an empty answer gets
 
 score is the last step's reward, kept between 0.001 and 0.999, because a hackathon's validation
@@ -254,21 +257,18 @@ class Model:
 
 
 class Script:
-    """Answers without a model: the column `solution` of a file of tasks; else an empty answer."""
+    """Answers without a model: the column `solution` of a file of tasks, or of the built-in ones;
+    else an empty answer."""
 
     def __init__(self, path: str) -> None:
         self.name = "script"
-        rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line]
+        rows = [*BUILTIN_ROWS]
+        if path != "builtin":
+            rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line]
         self.solutions = {row["task_id"]: row.get("solution", "") for row in rows}
 
     def answer(self, task_id: str, messages: list[Any]) -> str:
         return str(self.solutions.get(task_id, ""))
-
-
-def extract_code(text: str) -> str:
-    """The last fenced block of a reply, also one that nobody closed; else the whole text."""
-    blocks = re.findall(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", text, re.DOTALL | re.MULTILINE)
-    return blocks[-1] if blocks else text
 
 
 # ── One task, and all of them ─────────────────────────────────────────────────────────────────────

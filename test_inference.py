@@ -36,6 +36,7 @@ from conftest import Launched
 from conftest import ask
 from conftest import eventually
 from fakes import Fake
+from python_env import BUILTIN_ROWS
 from python_env import PythonEnv
 
 REQUIRED = os.environ.get("PYTHON_ENV_REQUIRED", "").split()
@@ -503,6 +504,12 @@ def test_embedded_it_plays_the_tasks_beside_it(client, own):
     assert api.asked[0].body["model"] == inference.MODEL
 
 
+def test_the_references_of_the_built_in_tasks_solve_them():
+    ended = finish(start("--play", "builtin"))
+    assert [block.task for block in ended.blocks] == [row["task_id"] for row in BUILTIN_ROWS]
+    assert {block.end["score"] for block in ended.blocks} == {"0.999"}
+
+
 def test_embedded_it_plays_the_built_in_tasks_where_there_are_no_others():
     with PythonEnv() as env:
         listed = [task["task_id"] for task in env.tasks()]
@@ -624,20 +631,6 @@ def test_a_wrong_option_or_variable_is_refused(variable, value, words):
     done = subprocess.run(command, env=more, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("x = 1", "x = 1"),
-        ("Here:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
-        ("```\nx = 1\n```\nor better\n```py\nx = 2\n```", "x = 2\n"),
-        ("It was cut:\n```python\nx = 1\ny = ", "x = 1\ny = "),
-        ("```python\n```", ""),
-    ],
-)
-def test_the_code_is_the_last_block_of_a_reply_or_all_of_it(text, code):
-    assert inference.extract_code(text) == code
 
 
 # ── What belongs to an entry besides ──────────────────────────────────────────────────────────────

@@ -1482,6 +1482,10 @@ class Session:
                     observation = await self.step(data, timeout_s)
                 self.stage = Stage.DONE if observation.done else Stage.RUNNING
                 return observation_data(observation)
+        except Exception as error:
+            if self.stage is Stage.CLOSED:  # so its processes died under it, and nobody is at fault
+                raise SessionError("the session was closed while this ran") from error
+            raise
         finally:
             self.calls -= 1
             self.used = time.monotonic()
@@ -7201,7 +7205,7 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
   header, main, footer { max-width: 84rem; margin: 0 auto; padding: 0 1.25rem }
   header { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline; padding-top: .9rem }
   h1 { margin: 0; font-size: 1.2rem } h2 { margin: 0 0 .5rem; font-size: .95rem }
-  p { margin: 0 0 .6rem } p:last-child { margin: 0 } .item { padding-left: 1rem }
+  p { margin: 0 0 .6rem } p:last-child, p:empty { margin: 0 } .item { padding-left: 1rem }
   .dim, small, th, dt, caption { color: var(--dim); font-size: .875rem }
   .column > *, details { background: var(--card); border: 1px solid var(--line);
     border-radius: .6rem; padding: .9rem 1rem; margin: 0 0 1rem }
@@ -7222,15 +7226,16 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
     border: 1px solid var(--line); border-radius: .4rem }
   button, select, input { min-height: 2.4rem; padding: .2rem .8rem; max-width: 100% }
   button { cursor: pointer } button:hover { background: var(--soft) }
-  #dock #run { background: var(--key); color: var(--on-key); border-color: var(--key); font-weight: 600;
-    min-width: 6.5rem }
+  #dock #run { background: var(--key); color: var(--on-key); border-color: var(--key);
+    font-weight: 600; min-width: 6.5rem }
   #stop { color: var(--bad); border-color: var(--bad) } #task { flex: 1 1 12rem; min-width: 0 }
   :focus-visible { outline: 2px solid var(--key); outline-offset: 2px }
   pre, textarea, code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
   pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
   pre, code { background: var(--soft); border-radius: .4rem } pre { padding: .5rem .7rem }
   code { padding: .1em .3em } #prompt { margin-top: .8rem; overflow-wrap: anywhere }
-  #prompt pre { margin: 0 0 .6rem } #prompt pre:last-child, #prompt:empty { margin: 0 }
+  #prompt p { white-space: pre-wrap } #prompt pre { margin: 0 0 .6rem }
+  #prompt pre:last-child, #prompt:empty { margin: 0 }
   #editor { display: grid; grid-template-columns: auto minmax(0, 1fr); margin: .6rem 0 0;
     border: 1px solid var(--line); border-radius: .4rem; overflow: hidden }
   #editor:focus-within { outline: 2px solid var(--key); outline-offset: 1px }
@@ -7575,7 +7580,7 @@ function rendered(prompt) {  // paragraphs, items of lists, code
     if (asCode) return [make("pre", text.replace(/^```.*\n?/gm, "").replace(/^\n+|\s+$/g, ""))];
     return text.trim().split(/\n(?=\s*(?:[-*•]|\d+[.)])\s)/).map((item) => {
       const line = make("p", "", /^\s*([-*•]|\d+[.)])\s/.test(item) ? "item" : "");
-      for (const piece of item.split(/(`[^`\n]+`)/)) {
+      for (const piece of item.replace(/\s*\n\s*/g, " ").split(/(`[^`]+`)/)) {
         line.append(/^`.+`$/.test(piece) ? make("code", piece.slice(1, -1)) : piece);
       }
       return line;
@@ -7615,7 +7620,8 @@ function show(data) {
   const isSaid = seen.feedback === `${ui.verdict.textContent}.`;
   ui.feedback.textContent = isSaid ? "" : seen.feedback ?? "";
   showOutput(seen);
-  if (!ui.output.childElementCount) ui.output.append(make("dd", "It printed nothing.", "dim"));
+  if (ui.output.childElementCount) return;
+  ui.output.append(make("dt", "output"), make("dd", "Nothing was printed.", "dim"));
 }
 function showOutput(seen) {
   const fields = Object.entries(seen).filter(([name, value]) =>

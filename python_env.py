@@ -7219,16 +7219,17 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
   @media (max-width: 59.99rem) {
     header, main, footer { padding-left: .75rem; padding-right: .75rem }
     .column { display: contents }
-    #dock { position: sticky; bottom: 0; z-index: 1; margin: 0 -.75rem 1rem; border-radius: 0;
-      border-width: 1px 0; padding: .6rem .75rem; box-shadow: 0 -.3rem .8rem #0002 }
+    #dock { position: sticky; bottom: 0; top: 0; z-index: 1; margin: 0 -.75rem 1rem;
+      border-radius: 0; border-width: 1px 0; padding: .6rem .75rem; box-shadow: 0 0 .8rem #0003 }
     #dock button { padding: .2rem .6rem } #dock #run { min-width: 5.5rem } }
   button, select, input, textarea { font: inherit; color: inherit; background: var(--card);
     border: 1px solid var(--line); border-radius: .4rem }
   button, select, input { min-height: 2.4rem; padding: .2rem .8rem; max-width: 100% }
   button { cursor: pointer } button:hover { background: var(--soft) }
-  #dock #run { background: var(--key); color: var(--on-key); border-color: var(--key);
+  #run { background: var(--key); color: var(--on-key); border-color: var(--key);
     font-weight: 600; min-width: 6.5rem }
-  #stop { color: var(--bad); border-color: var(--bad) } #task { flex: 1 1 12rem; min-width: 0 }
+  #stop { color: var(--bad); border-color: var(--bad) } #task, #token { flex: 1 1 11rem;
+    min-width: 0 }
   :focus-visible { outline: 2px solid var(--key); outline-offset: 2px }
   pre, textarea, code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
   pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
@@ -7256,9 +7257,9 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
   #message { flex: 1 1 14rem; overflow-wrap: anywhere } #alarm { margin-top: .6rem; padding: .5rem
     .7rem; background: var(--alert); border-left: 3px solid var(--bad); border-radius: .3rem }
   #message, #feedback { white-space: pre-line } #feedback { overflow-wrap: anywhere }
-  dl, dd { margin: 0 } dt { margin-top: .5rem } dl pre { max-height: 26rem; overflow: auto }
+  dl, dd { margin: 0 } dt { margin-top: .5rem } pre { overflow: hidden }
   dl details { padding: .4rem .7rem; margin: .4rem 0 0 } summary { cursor: pointer }
-  dl details pre { margin-top: .4rem }
+  dl details pre { margin-top: .4rem; max-height: 26rem; overflow: auto }
   svg { display: block; width: 100%; height: auto; margin-bottom: .5rem; color: var(--key) }
   svg text { fill: var(--dim); font-size: 12px } svg .grid { stroke: var(--line) }
   table { width: 100%; border-collapse: collapse; table-layout: fixed; font-size: .875rem }
@@ -7268,7 +7269,7 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
   td:first-child, th:first-child { width: 6.2rem; overflow: visible } td button { min-height: 2rem;
     padding: .1rem .6rem } td:nth-child(3), th:nth-child(3) { width: 4.2rem }
   td:nth-child(2), th:nth-child(2) { width: 7rem } footer pre { margin: .3rem 0 .6rem }
-  footer a { color: var(--key) }
+  footer a { color: var(--key) } footer h2 { margin: .9rem 0 .3rem }
   @media (max-width: 34rem) { th:nth-child(4), td:nth-child(4) { display: none }
     svg text { font-size: 16px } }
   @media (hover: none) { #keys { display: none } }
@@ -7433,9 +7434,7 @@ function say(words) {
 function explain(error, work) {
   if (!(error instanceof Trouble)) console.error(error);
   say(error.message);
-  if (ui.verdict.textContent === "Loading…" || ui.verdict.textContent === "Running…") {
-    ui.verdict.textContent = "No verdict";
-  }
+  clearResult("No verdict");
   ui.access.hidden = ui.access.hidden && error.status !== 401;
   if (error.status === 401) ui.token.focus();
   again = work;
@@ -7537,12 +7536,12 @@ async function step(signal) {
       say("The session was lost: nobody used it for too long, or the server was restarted. "
         + "So this ran as the first step of a new episode: names of earlier steps are gone.");
     }
-    await count(signal);
   } catch (error) {
     clearTimeout(waiting);
     if (error.status === 409) await count(signal);
     throw error;
   }
+  await count(signal).catch(() => {});  // the verdict stands; what is wrong the next call will say
 }
 function readAction() {
   const stdin = ui.stdin.value ? { stdin: ui.stdin.value } : {};
@@ -7619,6 +7618,7 @@ function show(data) {
   ui.bar.firstChild.style.width = `${100 * seen.tests_passed / (seen.tests_total || 1)}%`;
   const isSaid = seen.feedback === `${ui.verdict.textContent}.`;
   ui.feedback.textContent = isSaid ? "" : seen.feedback ?? "";
+  ui.dock.scrollIntoView({ block: "nearest" });
   showOutput(seen);
   if (ui.output.childElementCount) return;
   ui.output.append(make("dt", "output"), make("dd", "Nothing was printed.", "dim"));
@@ -7673,7 +7673,8 @@ function record(code, data) {
   const row = ui.history.tBodies[0].insertRow(1);
   row.insertCell().append(back);
   const { tests_total: total, tests_passed: passed } = data.observation;
-  row.insertCell().textContent = total ? `${passed} of ${total}` : verdictOf(data);
+  const words = [`${passed} of ${total}`, `exit code ${data.observation.exit_code}`, "–"];
+  row.insertCell().textContent = words[total ? 0 : "exit_code" in data.observation ? 1 : 2];
   row.insertCell().textContent = isGraded(data) ? data.reward.toFixed(2) : "–";
   row.insertCell().append(make("code", code.trim().split("\n", 1)[0].slice(0, 80)));
   ui.history.hidden = false;

@@ -14,12 +14,15 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from conftest import HERE
 from conftest import Hosted
 from conftest import Launched
 from conftest import ask
@@ -59,6 +62,7 @@ FOREVER = "while True: pass"
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     assert not MISSING, MISSING
+    expect.set_options(timeout=20_000)  # ms: the machine may be busy
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM)
         yield browser
@@ -127,6 +131,8 @@ class Tab:
         before = self.steps.count()
         self.press("Control+Enter")
         expect(self.steps).to_have_count(before + 1)
+        assert self.code == code
+        print(self["feedback"].inner_text(), self["output"].inner_text())
         return self["verdict"].inner_text()
 
     @property
@@ -505,6 +511,19 @@ def test_it_works_below_a_prefix(chromium, server, path):
             thread.join(10)
 
 
+def run_python(tab):
+    """What the page's own example in Python prints."""
+    code = tab["python"].text_content()
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60)
+
+
+def test_the_example_in_python_runs(tab):
+    done = run_python(tab)
+    assert f"task_id='{TASK}'" in done.stdout
+    assert "stdout='42\\n'" in done.stdout
+
+
 def test_the_page_of_another_environment_takes_its_action_as_json(chromium):
     name = {"name": "<b>Guess</b>"}
     with (
@@ -517,6 +536,7 @@ def test_the_page_of_another_environment_takes_its_action_as_json(chromium):
         expect(tab["prompt"]).to_contain_text("number (integer, required): The guess")
         expect(tab["output"]).to_contain_text("0..10")
         assert json.loads(tab.code) == {"number": -1}
+        assert "'hint': 'no'" in run_python(tab).stdout
         assert tab.step('{"number": 7}') == "Reward 0"
         expect(tab["output"]).to_contain_text("no")
         tab.type('{"number": "7"}')
@@ -538,12 +558,15 @@ def test_axe_finds_no_fault_and_nothing_scrolls_sideways(chromium, server, size,
         assert not tab.faults()
         assert not tab.scrolls_sideways()
         tab.choose(TASK)
-        tab.step(f"print('wide ' * 999, 'x' * 999, *range(99), sep='\\n')\n{ALMOST_RIGHT}")
-        tab.step("1 / 0  # " + "long " * 99)
-        for fold in tab.page.locator("details:not([open])").all():
-            fold.locator("summary").click()
+        tab.step(ALMOST_RIGHT)
+        tab.step("print('wide ' * 999, 'x' * 999, *range(99), sep='\\n'); 1 / 0  # " + "long " * 99)
+        for summary in tab.page.locator("summary").all():
+            summary.click()
+        expect(tab.page.locator("details[open]")).to_have_count(3)
         assert not tab.scrolls_sideways()
         assert not tab.faults()
+        tab.press("Control+Enter")  # from the very end of the page
+        expect(tab.steps).to_have_count(3)
         expect(tab["verdict"]).to_be_in_viewport(ratio=1)
         back = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
         red = int(re.findall(r"\d+", back)[0])

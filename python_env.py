@@ -4159,6 +4159,7 @@ class Process:
         self.mailbox = Mailbox(sock)
         self.news: asyncio.Future[None] | None = None  # of who waits for a frame
         self.sequence = 0  # of the last message
+        self.unanswered = 0  # questions
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self.loop.create_future()  # its wait status
         self.loop.add_reader(sock, self.read)
@@ -4186,6 +4187,7 @@ class Process:
     async def ask(self, message: dict, *fds: int) -> dict:
         """Send a frame, a short one if with descriptors, and return the next that comes. Raises one
         of BROKEN when the process is gone or talks nonsense."""
+        self.unanswered += 1
         with contextlib.suppress(OSError):  # then it is gone, which shows below
             if fds:
                 socket.send_fds(self.socket, [frame(message)], fds)
@@ -4198,6 +4200,7 @@ class Process:
             self.news = self.loop.create_future()
             await self.news
             reply = self.mailbox.take()
+        self.unanswered -= 1
         if not isinstance(reply, dict):
             raise ValueError("a frame that is no object")
         return reply
@@ -4335,6 +4338,10 @@ class SessionJudge:
 
     def begin(self, task: Task) -> asyncio.Task[dict]:
         """Give it the task, unless it has that already."""
+        is_reading = self.preparing and not self.preparing.done()
+        unanswered = self.process and self.process.unanswered
+        if self.task != task if is_reading else unanswered:
+            self.close()  # nobody waits for that answer, and the next question would get it
         if self.process and not self.process.is_gone and self.task == task and self.preparing:
             return self.preparing
         if not self.process or self.process.is_gone:

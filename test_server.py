@@ -1744,6 +1744,32 @@ def test_a_session_that_is_deleted_during_its_step_says_so_to_who_waits(server):
     assert "closed while this ran" in answer["detail"]
 
 
+def test_a_reset_right_after_another_is_judged_by_its_own_tests(server):
+    names = ["parse-duration", "ledger", "fix-means"] * 3
+    with server.session() as env:
+        for name in names:
+            env.reset(task_id=name)
+        result = env.step(PythonAction(python_env.RIGHT))
+        assert (result.reward, result.observation.tests_total) == (1.0, 5)
+
+
+def test_a_step_never_gets_the_verdict_of_one_whose_client_left(server):
+    def gradings():
+        return ask(server, "GET", "/health")[2]["gradings"]
+
+    row = {"tests": "import time\ntime.sleep(1)\nassert f() == 1"}
+    mine = {"X-Session-Id": ask(server, "POST", "/reset", row)[1]["X-Session-Id"]}
+    before = gradings()
+    with open_tcp(server) as sock:
+        body = json.dumps({"action": {"code": "f = lambda: 0"}}).encode()
+        fields = [f"X-Session-Id: {mine['X-Session-Id']}", f"Content-Length: {len(body)}"]
+        sock.sendall(request("POST /step", *fields, body=body))
+        eventually(lambda: gradings() > before)
+        abort(sock)
+    answer = ask(server, "POST", "/step", {"action": {"code": "f = lambda: 1"}}, **mine)[2]
+    assert answer["reward"] == 1.0
+
+
 def test_one_table_of_sessions_for_mcp_http_and_websocket(server):
     key = rpc(server, "openenv/session/create")["session_id"]
     tool(server, "run_python", session_id=key, code="n = 1")

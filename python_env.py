@@ -7225,7 +7225,7 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
     #dock { position: sticky; top: 0; z-index: 1 } #verdict { font-size: 1.5rem } }
   @media (max-width: 59.99rem) {
     header, main, footer { padding-left: .75rem; padding-right: .75rem }
-    .column { display: contents }
+    .column { display: contents } html { scroll-padding-bottom: 10rem }
     #dock { position: sticky; bottom: 0; top: 0; z-index: 1; margin: 0 -.75rem 1rem;
       border-radius: 0; border-width: 1px 0; padding: .6rem .75rem; box-shadow: 0 0 .8rem #0003 }
     #dock button { padding: .2rem .6rem } #dock #run { min-width: 5.5rem } }
@@ -7271,8 +7271,8 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
   svg text { fill: var(--dim); font-size: 12px } svg .grid { stroke: var(--line) }
   table { width: 100%; border-collapse: collapse; table-layout: fixed; font-size: .875rem }
   caption { text-align: left } th { text-align: left; font-weight: 400 }
-  th, td { padding: .2rem .5rem .2rem 0; border-bottom: 1px solid var(--line); overflow: hidden;
-    text-overflow: ellipsis; white-space: nowrap } tr:last-child td { border-bottom: 0 }
+  th, td { padding: .2rem .5rem .2rem 0; overflow: hidden; text-overflow: ellipsis;
+    white-space: nowrap } tr { border-bottom: 1px solid var(--line) }
   td:first-child, th:first-child { width: 6.2rem; overflow: visible } td button { min-height: 2rem;
     padding: .1rem .6rem } td:nth-child(3), th:nth-child(3) { width: 4.2rem }
   td:nth-child(2), th:nth-child(2) { width: 7rem } footer pre { margin: .3rem 0 .6rem }
@@ -7625,7 +7625,8 @@ function show(data) {
   ui.bar.firstChild.style.width = `${100 * seen.tests_passed / (seen.tests_total || 1)}%`;
   const isSaid = seen.feedback === `${ui.verdict.textContent}.`;
   ui.feedback.textContent = isSaid ? "" : seen.feedback ?? "";
-  ui.dock.scrollIntoView({ block: "nearest" });
+  const { top, bottom } = ui.verdict.getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) ui.dock.scrollIntoView({ block: "nearest" });
   showOutput(seen);
   if (ui.output.childElementCount) return;
   ui.output.append(make("dt", "output"), make("dd", "Nothing was printed.", "dim"));

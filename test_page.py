@@ -132,7 +132,6 @@ class Tab:
         self.press("Control+Enter")
         expect(self.steps).to_have_count(before + 1)
         assert self.code == code
-        print(self["feedback"].inner_text(), self["output"].inner_text())
         return self["verdict"].inner_text()
 
     @property

@@ -7487,7 +7487,8 @@ PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</ti
   header, main, footer { max-width: 84rem; margin: 0 auto; padding: 0 1.25rem }
   header { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline; padding-top: .9rem }
   h1 { margin: 0; font-size: 1.2rem } h2 { margin: 0 0 .5rem; font-size: .95rem }
-  p { margin: 0 0 .6rem } p:last-child, p:empty { margin: 0 } .item { padding-left: 1rem }
+  p { margin: 0 0 .6rem } p:last-child, p:empty { margin: 0 }
+  #prompt .item { padding-left: 1.4rem; text-indent: -.7rem; margin-bottom: .3rem }
   .dim, small, th, dt, caption { color: var(--dim); font-size: .875rem }
   .column > *, details { background: var(--card); border: 1px solid var(--line);
     border-radius: .6rem; padding: .9rem 1rem; margin: 0 0 1rem }

@@ -396,6 +396,26 @@ def test_under_load_no_reward_is_wrong_and_no_client_hangs(cluster: Cluster) -> 
     assert all("call reset()" in text for text in errors)
 
 
+# ── the image's own health check ──────────────────────────────────────────────────────────────────
+
+
+def health_of(container: str) -> str:
+    return docker("inspect", "-f", "{{.State.Health.Status}}", container).strip()
+
+
+@mark(on_docker)
+@pytest.mark.parametrize("command", [[], ["sleep", "60"]], ids=["serves", "does not"])
+def test_the_health_check_tells_whether_the_server_serves(real: str, command: list[str]) -> None:
+    """And soon: the first check comes after one interval, which was 30 s."""
+    options = ["--health-start-period=1ms", "--health-retries=1"] if command else []
+    container = docker("run", "-d", *options, real, *command).strip()
+    try:
+        wanted = "unhealthy" if command else "healthy"
+        eventually(lambda: health_of(container) == wanted, 25)
+    finally:
+        docker("rm", "-f", "-v", container)
+
+
 # ── nginx, with TLS and a prefix ──────────────────────────────────────────────────────────────────
 
 

@@ -114,14 +114,18 @@ class Cluster:
         ids = docker("ps", "-q", "--filter", mine, "--filter", env).split()
         return dict(docker("inspect", "-f", form, each).split() for each in ids)
 
-    def sessions(self) -> dict[str, int]:
-        """How many sessions each replica has, by its container's id."""
+    def count(self, what: str) -> dict[str, int]:
+        """What each replica's /health counts under that name, by its container's id."""
         opener = urllib.request.build_opener(DIRECT)
         found = {}
         for replica, address in self.replicas().items():
             with opener.open(f"http://{address}:8000/health", timeout=20) as answer:
-                found[replica] = json.load(answer)["sessions"]
+                found[replica] = json.load(answer)[what]
         return found
+
+    def sessions(self) -> dict[str, int]:
+        """How many sessions each replica has, by its container's id."""
+        return self.count("sessions")
 
     def serves_evenly(self) -> bool:
         """Whether as many clients as there are replicas land on one each."""
@@ -394,6 +398,34 @@ def test_under_load_no_reward_is_wrong_and_no_client_hangs(cluster: Cluster) -> 
     errors = [text for load in loads for text in load.errors]
     assert errors
     assert all("call reset()" in text for text in errors)
+
+
+@mark(on_docker)
+def test_score_loses_no_sample_with_a_replica_killed_and_one_drained(cluster: Cluster) -> None:
+    secrets = range(1, 301)
+    codes = ["def f(x): return {}", "def f(x): return {} * x", "def f(x): return None"]
+    completions = [codes[number % 3].format(number) for number in secrets]
+    tests = [f"assert f(1) == {number}\nassert f(2) == {2 * number}" for number in secrets]
+    before = sum(cluster.count("steps").values())
+    lost, drained, *_ = cluster.replicas()
+    got: list[float | None] = []
+
+    def has_taken(steps: int) -> bool:
+        return sum(cluster.count("steps").values()) >= before + steps or bool(got)
+
+    with cluster.client() as env:
+        scoring = threading.Thread(
+            target=lambda: got.extend(env.score(completions, tests=tests, workers=8)), daemon=True
+        )
+        scoring.start()
+        eventually(lambda: has_taken(50), 60)
+        docker("kill", lost)
+        before = sum(cluster.count("steps").values())
+        eventually(lambda: has_taken(50), 60)
+        assert not got, "it was over before the replica is drained"
+        docker("stop", drained)
+        scoring.join(120)
+    assert got == [[0.5, 1.0, 0.0][number % 3] for number in secrets]
 
 
 # ── the image's own health check ──────────────────────────────────────────────────────────────────

@@ -352,7 +352,7 @@ class Limits:
     message_bytes: int = 2_097_152  # a WebSocket message or a body: more may stall the loop 50 ms
     queued_messages: int = 64  # unanswered messages of a session; then its socket is not read
     connections: int = 2_048  # of a server, idle ones included
-    drain_s: float = 1.5  # at SIGTERM, steps that end this soon are answered
+    drain_s: float = 7.0  # at SIGTERM, steps that end this soon are answered; docker stop waits 10
 
 
 LIMITS = Limits()
@@ -1754,15 +1754,25 @@ class SessionTable:
             is_patient = session.socket and session.stage is not Stage.NO_EPISODE
             most = self.limits.ws_idle_s if is_patient else self.limits.http_idle_s
             if session.calls == 0 and now - session.used > most:
-                if session.socket:
-                    session.socket.end(CloseCode.GOING_AWAY)
-                self.drop(session)
+                self.dismiss(session)
+
+    def dismiss(self, session: Session) -> None:
+        """End a session that has no call running, and tell its WebSocket."""
+        if session.socket:
+            session.socket.end(CloseCode.GOING_AWAY)
+        self.drop(session)
 
     async def drain(self) -> None:
-        """Begin no session any more, and give the calls that run drain_s to end."""
+        """Begin no session any more, and give the calls that run drain_s to end.
+
+        Each session ends with its call, because one of many busy ones would always have another.
+        """
         self.closing = True
         deadline = time.monotonic() + self.limits.drain_s
-        while any(one.calls for one in self.by_id.values()) and time.monotonic() < deadline:
+        while self.by_id and time.monotonic() < deadline:
+            for session in [*self.by_id.values()]:
+                if session.calls == 0:
+                    self.dismiss(session)
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:

@@ -1558,7 +1558,7 @@ def test_a_signal_lets_short_steps_finish_says_1001_and_leaves_nothing(tmp_path,
         assert hear(short)[1]["observation"]["result"] == "'done'"
         assert [close_code(peer) for peer in (idle, short, long)] == [1001] * 3
         assert server.process.wait(10) == 0
-        assert time.monotonic() - began < 4  # 2, and a busy machine
+        assert time.monotonic() - began < 10  # or docker stop would kill it
 
 
 def test_no_session_begins_while_the_server_drains():
@@ -1569,6 +1569,23 @@ def test_no_session_begins_while_the_server_drains():
         closing = asyncio.run_coroutine_threadsafe(hosted.server.close(), hosted.loop)
         eventually(lambda: hosted.server.sessions.closing)
         assert call(late, "reset")[1]["code"] == "CAPACITY_REACHED"
+        busy.close()
+        closing.result(10)
+        hosted.run(hosted.server.start(port=0))  # for the end of the test, which closes it again
+
+
+def test_a_session_ends_with_its_call_while_the_server_drains():
+    """However long the call of another one runs: under load there is always one."""
+    with Hosted(drain_s=60) as hosted, ws(hosted) as busy, ws(hosted) as idle:
+        for peer in (busy, idle):
+            call(peer, "reset")
+        over_http = ask(hosted, "POST", "/reset", {})[1]["X-Session-Id"]
+        tell(busy, "step", number=404)
+        eventually(lambda: Guessing.steps)
+        closing = asyncio.run_coroutine_threadsafe(hosted.server.close(), hosted.loop)
+        assert close_code(idle) == 1001
+        eventually(lambda: over_http not in hosted.server.sessions.by_id)
+        assert len(hosted.server.sessions) == 1
         busy.close()
         closing.result(10)
         hosted.run(hosted.server.start(port=0))  # for the end of the test, which closes it again

@@ -745,7 +745,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         options = known_fields(PythonResetRequest, row)
         task = self.choose_task(options, row)
         if task.tests and not task.facts:
-            task = dataclasses.replace(task, facts=await self.judge.prepare(task))
+            async with self.sandbox.turns:
+                task = dataclasses.replace(task, facts=await self.judge.prepare(task))
         self.release_worker()
         self.task = task
         self.pays_gain = options.reward == "gain"
@@ -876,11 +877,16 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
     async def attempt(self, action: PythonAction, seconds: float) -> Attempt:
         """Run the code once in a worker that is where the episode is, and judge it."""
-        task = self.task
-        deadline = time.monotonic() + seconds
         worker = await self.replayed_worker()
         if isinstance(worker, Attempt):
             return worker
+        turn = self.sandbox.turns if self.task.is_judged else contextlib.nullcontext()
+        async with turn:
+            return await self.run_and_judge(worker, action, seconds)
+
+    async def run_and_judge(self, worker: Process, action: PythonAction, seconds: float) -> Attempt:
+        task = self.task
+        deadline = time.monotonic() + seconds
         then = ""
         if task.tests:
             then = "inside" if self.judges_inside else "serve"
@@ -4887,6 +4893,11 @@ class ZygoteLink:
         self.child.wait()
 
 
+# Graded steps at once, for each processor. More of them would not be done sooner, but all late: and
+# who waits for a turn has not begun, so that the wait is not on the code's own time.
+TURNS = 16
+
+
 class Sandbox:
     """Where workers and judges come from. One a server; it lives in one event loop.
 
@@ -4904,6 +4915,7 @@ class Sandbox:
         self.base = ""
         self.zygote: ZygoteLink | None = None
         self.starting = asyncio.Lock()
+        self.turns = asyncio.Semaphore(TURNS * (os.cpu_count() or 1))
         self.sampler: asyncio.Task[None] | None = None
         self.counters = {"steps": 0, "gradings": 0, "worker_deaths": 0}
 

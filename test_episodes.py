@@ -1525,3 +1525,26 @@ def test_a_step_never_gets_the_verdict_of_one_whose_client_left(server):
         abort(sock)
     answer = ask(server, "POST", "/step", {"action": {"code": "f = lambda: 1"}}, **mine)[2]
     assert answer["reward"] == 1.0
+
+
+# ── more steps than the machine has time for ──────────────────────────────────────────────────────
+
+
+def test_a_step_that_waits_for_its_turn_does_not_wait_on_its_own_time():
+    # Four steps of 0.6 s with a limit of 1.5 s, one after the other: the last is done after 2.4 s.
+    row = {"tests": "assert f(4) == 8"}
+    code = f"import time\ntime.sleep(0.6)\n{HONEST}"
+    with HostedPython(step_s=1.5) as hosted, contextlib.ExitStack() as stack:
+        hosted.sandbox.turns = asyncio.Semaphore(1)
+        sessions = [stack.enter_context(hosted.session()) for _ in range(4)]
+        other = stack.enter_context(hosted.session())
+        other.reset("repl")
+        for session in sessions:
+            session.reset(**row)
+        with ThreadPoolExecutor(4) as pool:
+            steps = [pool.submit(session.step, code) for session in sessions]
+            # A plain interpreter has nothing to do with it.
+            eventually(hosted.sandbox.turns.locked)
+            assert other.step("1 + 1").observation.result == "2"
+            assert not all(step.done() for step in steps)
+            assert [step.result(30).reward for step in steps] == [1.0] * 4

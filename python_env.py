@@ -61,7 +61,7 @@ the WebSocket pump, 10 the client's connection, Docker and the Hub, 11 sandbox, 
 Beside the file: test_judging.py holds the attacks and forgeries, to which five lines add one.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
 import argparse
 import array
@@ -138,6 +138,7 @@ from enum import auto
 from http import HTTPStatus
 from pathlib import Path
 from ssl import SSLContext
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import Generic
 from typing import Literal
@@ -159,8 +160,12 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # noqa: UP035
+
 __version__ = "0.2.0"
 __all__ = [
+    "LIMITS",
     "Action",
     "CapacityError",
     "ConnectionFailed",
@@ -170,7 +175,6 @@ __all__ = [
     "ExecutionError",
     "FactoryError",
     "InvalidRequest",
-    "LIMITS",
     "Limits",
     "Observation",
     "PythonAction",
@@ -376,7 +380,7 @@ def described(text: str, default: Any = MISSING, **bounds: float) -> Any:
 class Action:
     """What an agent sends to step(). Subclass it as a dataclass; unknown fields are refused."""
 
-    metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)
+    metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)  # noqa: RUF009
 
 
 @dataclass(kw_only=True)
@@ -385,7 +389,7 @@ class Observation:
 
     done: bool = described("Whether the episode is over", False)
     reward: float | None = described("Reward of the last step; null: none was given", None)
-    metadata: dict[str, Any] = described("Additional facts about the observation", dict)
+    metadata: dict[str, Any] = described("Additional facts about the observation", dict)  # noqa: RUF009
 
 
 @dataclass(kw_only=True)
@@ -827,6 +831,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     async def attempt_until_it_counts(self, action: PythonAction, seconds: float) -> Attempt:
         """Make an attempt, and again where it does not count, or where no process was to be had: a
         little later, when a dying zygote has died, or the sampler has ended a thread bomb."""
+        attempt = Attempt(TAKEN, void=KILLED)
         for turn in range(ATTEMPTS):
             if turn:
                 self.release_worker()
@@ -1045,8 +1050,6 @@ SANDBOX_REFUSED = (
 # 5. Client
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
-ClientT = TypeVar("ClientT", bound="EnvClient")
-
 
 class EnvClient(Generic[ActionT, ObservationT, StateT]):
     """A synchronous client of any OpenEnv server; one connection is one session there.
@@ -1076,7 +1079,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         *,
         connect_timeout_s: float = 10.0,
         message_timeout_s: float = 60.0,
-        headers: dict | None = None,
+        headers: dict[str, str] | None = None,
         token: str | None = None,
         ssl: SSLContext | None = None,
     ) -> None:
@@ -1101,7 +1104,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         self.base_url = f"http{secure}://{match['rest']}"
         self.ws_url = f"ws{secure}://{match['rest']}/ws"
 
-    def connect(self: ClientT) -> ClientT:
+    def connect(self) -> Self:
         """Connect now, rather than at the first call. Raises ConnectionFailed."""
         with self._wire.turn():
             self._exchange()
@@ -1120,7 +1123,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         return self._parse_result(self._ask("reset", given))
 
     def step(
-        self, action: ActionT | dict, *, timeout_s: float | None = None
+        self, action: ActionT | dict[str, Any], *, timeout_s: float | None = None
     ) -> StepResult[ObservationT]:
         """Take one step. `timeout_s` (seconds) counts where the action has none of its own.
 
@@ -1146,11 +1149,11 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     disconnect = close
 
-    def sync(self: ClientT) -> ClientT:
+    def sync(self) -> Self:
         """Itself: for code written for OpenEnv's client, which is asynchronous."""
         return self
 
-    def __enter__(self: ClientT) -> ClientT:
+    def __enter__(self) -> Self:
         return self.connect()
 
     def __exit__(self, *_: object) -> None:
@@ -1164,15 +1167,15 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     @classmethod
     def from_docker_image(
-        cls: type[ClientT],
+        cls,
         image: str = "python-env:latest",
         *,
         port: int | None = None,
-        env_vars: dict | None = None,
+        env_vars: dict[str, str] | None = None,
         timeout_s: float = 60.0,
         docker_args: Sequence[str] = (),
         **options: Any,
-    ) -> ClientT:
+    ) -> Self:
         """Start a local image that serves port 8000, and connect; close() removes the container.
 
         port: on 127.0.0.1; None: a free one. env_vars: the server's. timeout_s: seconds from now
@@ -1188,7 +1191,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     @classmethod
     def from_hub(
-        cls: type[ClientT],
+        cls,
         repo_id: str,
         *,
         tag: str = "latest",
@@ -1200,7 +1203,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         token: str | None = None,
         timeout_s: float = 120.0,
         **options: Any,
-    ) -> ClientT:
+    ) -> Self:
         """Pull a Hugging Face Space's image, start it here and connect; or connect to the Space.
 
         repo_id: owner/name, or a Space's URL. image: the whole name, where the Hub shortens it;
@@ -1301,7 +1304,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
             )
         except websockets.exceptions.InvalidStatus as refused:
             raise explain_status(self.ws_url, refused.response) from None
-        except Exception as error:  # whatever a stranger's answer leads to
+        except Exception as error:  # whatever a stranger's answer leads to  # noqa: BLE001
             raise ConnectionFailed(
                 f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
                 "is an OpenEnv server running there?"
@@ -1332,7 +1335,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         self,
         base_url: str | None = None,
         *,
-        tasks: str | os.PathLike | None = None,
+        tasks: str | os.PathLike[str] | None = None,
         server_args: Sequence[str] = (),
         **options: Any,
     ) -> None:
@@ -1362,19 +1365,19 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         return super().reset(seed=seed, episode_id=episode_id, task_id=task_id, **options)
 
     def step(
-        self, action: PythonAction | dict | str, *, timeout_s: float | None = None
+        self, action: PythonAction | dict[str, Any] | str, *, timeout_s: float | None = None
     ) -> StepResult[PythonObservation]:
         """As EnvClient.step(); a str is the code of an action."""
         if isinstance(action, str):
             action = PythonAction(action)
         return super().step(action, timeout_s=timeout_s)
 
-    def tasks(self) -> list[dict]:
+    def tasks(self) -> list[dict[str, Any]]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
         url = f"{self.base_url}/tasks"
         try:
             return get_json(url, self.headers, self.message_timeout_s, self._ssl)["tasks"]
-        except Exception as error:  # whatever it is that answers there
+        except Exception as error:  # whatever it is that answers there  # noqa: BLE001
             raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
 
     def _open(self, timeout_s: float) -> None:
@@ -1511,7 +1514,7 @@ class Session:
         call = functools.partial(method, *arguments, **options)
         try:
             if inspect.iscoroutinefunction(method):
-                return await call()
+                return await cast(Any, call())
             if self.thread is None:
                 self.thread = ThreadPoolExecutor(1, "environment")
             return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
@@ -1777,7 +1780,7 @@ class Server:
             else:
                 self.check_token(request)
                 reply = await find_handler(request)(self, request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             reply = error_reply(as_ours(error))
 
         origin = request.headers.get("origin")
@@ -3146,7 +3149,7 @@ to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 class StepRequest:
     """The body of POST /step; other keys are passed over."""
 
-    action: Data = described("The action, as GET /schema describes it")
+    action: Data = described("The action, as GET /schema describes it")  # noqa: RUF009
     timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
 
 
@@ -3317,7 +3320,7 @@ class MCPCall:
             if self.session is None:
                 self.session = self.server.sessions.find(params.get("session_id"))
             response["result"] = await self.carry_out(rpc["method"], params)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             response["error"] = rpc_error(as_ours(error))
         return response
 
@@ -3520,7 +3523,7 @@ class WebSocket:
             else:
                 reply = await session.call(kind, data)
                 self.send("state" if kind == "state" else "observation", reply)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.report(as_ours(error))
 
     def join(self, session: Session) -> Session:
@@ -3691,7 +3694,7 @@ class Wire:
             raise ReplyTimeout(self.lost) from None
         except websockets.exceptions.ConnectionClosed as error:
             self.close(f"the connection was lost: {error}")
-        except Exception as error:  # whatever a strange reply leads to
+        except Exception as error:  # whatever a strange reply leads to  # noqa: BLE001
             self.close(f"the server does not speak OpenEnv: {error!r:.200}")
         except BaseException:
             self.close("the last call was interrupted")
@@ -3874,7 +3877,7 @@ class Container:
         self.url = f"http://127.0.0.1:{mapped[0]['HostPort'] if mapped else 8000}"
         try:
             nonce = get_json(f"{self.url}/health", {}, min(self._left(), 5.0)).get("nonce")
-        except Exception as error:  # whatever answers there, or does not yet
+        except Exception as error:  # whatever answers there, or does not yet  # noqa: BLE001
             return f"no OpenEnv server answers: {error!r}"
 
         # Who listens there? A python_env server repeats the nonce. Of another image's one we know
@@ -3906,6 +3909,7 @@ def run_docker(image: str, *command: str, timeout_s: float, stdout: int = subpro
             stderr=subprocess.PIPE,
             errors="replace",
             timeout=timeout_s,
+            check=False,
         )
     except FileNotFoundError:
         raise DockerError("no `docker` on PATH; install it, or use a server's base_url=") from None
@@ -3951,6 +3955,7 @@ def keep(client: int, container: str, run: list, timeout_s: float) -> None:
                 stderr=subprocess.STDOUT,
                 errors="replace",
                 timeout=seconds,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return f"nothing for {seconds:.0f} s"
@@ -4195,7 +4200,7 @@ class Process:
             await self.news
             reply = self.mailbox.take()
         if not isinstance(reply, dict):
-            raise ValueError("a frame that is no object")
+            raise ValueError("a frame that is no object")  # noqa: TRY004
         return reply
 
     def interrupt(self) -> None:
@@ -4268,7 +4273,7 @@ class Process:
         if reply.get("seq") != self.sequence or type(exit_code) is not int:
             raise ValueError("forged: a reply to nothing")
         if not isinstance(result, str | None):
-            raise ValueError("forged: neither text nor null")
+            raise ValueError("forged: neither text nor null")  # noqa: TRY004
         result = result and result[: self.zygote.limits.result_chars + 100]
         # Believed only of a worker that has not run a line of the candidate's yet.
         fault = reply.get("fault") if message.keys() == {"setup"} else ""
@@ -4348,6 +4353,7 @@ class SessionJudge:
         """Have a task's tests read. Raises InvalidRequest when they can measure nothing, and
         FactoryError when there is no judge."""
         late = "reading the tests took too long"
+        reply: dict[str, Any] = {}
         for _ in range(ATTEMPTS):
             await self.sandbox.start()
             preparing = self.begin(task)
@@ -4443,7 +4449,7 @@ class ZygoteLink:
         """Raises FactoryError when it does not start."""
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         with self.far_end:
-            self.child = subprocess.Popen(
+            self.child = subprocess.Popen(  # noqa: ASYNC220
                 [sys.executable, "-s", "-c", ZYGOTE_BOOT, str(len(program))],
                 stdin=self.far_end.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -4456,7 +4462,7 @@ class ZygoteLink:
             await self.loop.sock_sendall(self.control, program + frame(config))
         try:
             await asyncio.wait_for(asyncio.shield(self.ready), PATIENCE_S)
-        except (EOFError, asyncio.TimeoutError):
+        except (EOFError, asyncio.TimeoutError):  # noqa: UP041
             self.leave()
             code = self.child.wait()
             raise FactoryError(
@@ -4796,7 +4802,7 @@ PROGRAM_MODULES = (
     " time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 """
 
@@ -4926,7 +4932,9 @@ def parse_rules(machine: str, table: str) -> list[Rule]:
     """The rules of one of the tables above, without the calls that this machine does not have."""
     column, _ = MACHINES[machine]
     rules = []
-    for answer, lines in re.findall(r"^([A-Z]+)[^\n]*\n(?:\w[^\n]*\n)*((?:  .*\n)+)", table, re.M):
+    for answer, lines in re.findall(
+        r"^([A-Z]+)[^\n]*\n(?:\w[^\n]*\n)*((?:  .*\n)+)", table, re.MULTILINE
+    ):
         for entry in " ".join(lines.split()).split(", "):
             call, *conditions = entry.split(" | ")
             number = call.split()[column]
@@ -5706,7 +5714,7 @@ class Peer:
             for target, items in zip(changes[::2], changes[1::2], strict=True):
                 if type(target) in MUTABLE:
                     refill(target, items)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             raise ValueError(f"no value came back, but {type(error).__name__}") from None
         self.line_s += asked - started + time.perf_counter() - answered
 
@@ -5767,12 +5775,12 @@ class Peer:
             outcome = "return"
         except TimeUp:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             outcome = "raise"
             values = [error]
         try:
             reply = self.write_reply(outcome, serial, values, known)
-        except Exception as error:  # it is too large, or lets nobody look at it
+        except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
             reply = self.write_reply("raise", serial, [ValueError(f"{error}"[:200])])
         sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
         self.post(reply)
@@ -5837,7 +5845,7 @@ class Peer:
         """What the candidate's functions return crosses by content, as far as it has any."""
         if self.trusted or id(value) in self.numbers:
             return None
-        if isinstance(value, collections.abc.Awaitable) and type(value).__module__ == "builtins":
+        if isinstance(value, Awaitable) and type(value).__module__ == "builtins":
             return Row("awaits", [self.number(value)])
         for base in (list, set, frozenset, dict):
             if isinstance(value, base):
@@ -5884,7 +5892,7 @@ class Peer:
             return self.theirs[number]
         if id(kind) not in self.held and kind is not object:
             raise ValueError("not a mirrored class")
-        mirror = kind.__new__(kind, *content)
+        mirror: Any = kind.__new__(kind, *content)
         if is_error(kind):
             mirror.__cause__ = cause
         self.fresh.add(number)
@@ -6472,13 +6480,13 @@ class Score:
         late = False
         seconds.start()
         try:
-            exec(compile(f"{facts.imports}\n{task['helpers']}", "<helpers>", "exec"), space)
+            exec(compile(f"{facts.imports}\n{task['helpers']}", "<helpers>", "exec"), space)  # noqa: S102
             space.update(self.names)
-            exec(self.tests.code, space)
+            exec(self.tests.code, space)  # noqa: S102
             ended = self.run_uncalled(space)
         except TimeUp:
             late = True
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             self.failed()
             if facts.alone and "__check__" not in space:
                 self.fault = describe_fault("the helpers", error)
@@ -6601,7 +6609,7 @@ class Interpreter:
             if stdin is not None:
                 sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode(errors="replace")), "utf-8")
             ending = self.execute(code)
-        except BaseException:
+        except BaseException:  # noqa: S110, BLE001
             pass  # the time-out's interrupt came while an error was being reported
         self.running = False
         for stream in (sys.stdout, sys.stderr, *self.streams[1:]):
@@ -6621,7 +6629,7 @@ class Interpreter:
                 return Ending(exit_code=(error.code or 0) & 0xFF)
             print(error.code, file=sys.stderr)
             return Ending(exit_code=1)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             return report_exception(error)
 
     def evaluate(self, tree: ast.Module, name: str) -> str | None:
@@ -6629,7 +6637,7 @@ class Interpreter:
         names = vars(self.module)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         if tree.body:
-            exec(compile(tree, name, "exec", dont_inherit=True), names)
+            exec(compile(tree, name, "exec", dont_inherit=True), names)  # noqa: S102
         if not isinstance(last, ast.Expr):
             return None
         value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names)
@@ -6841,7 +6849,7 @@ class Judge:
             space.update({name: found[name] for name in self.facts.names if name in found})
             for name in self.facts.classes:
                 peer.open_class(space.get(name))
-        except Exception:
+        except Exception:  # noqa: BLE001
             return {"passed": 0}  # the line broke
         return score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))
 
@@ -7160,7 +7168,7 @@ def zygote_main() -> None:
     mailbox = Mailbox(socket.socket(fileno=control))
     config = mailbox.wait()
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["off_path"]]
-    vars(secrets)["randbits"] = ENTROPY.getrandbits
+    setattr(secrets, "randbits", ENTROPY.getrandbits)  # noqa: B010
     for name in config["preload"]:
         try:
             importlib.import_module(name)

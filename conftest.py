@@ -70,6 +70,10 @@ DOUBLE = {"tests": "assert f(4) == 8\nassert f(5) == 10", "entry_point": "f"}
 HONEST = "def f(x): return 2 * x"
 
 
+# A script that runs the tests in its background has them ignore Ctrl-C, and all their children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # ── waiting, and looking at processes ─────────────────────────────────────────────────────────────
 
 
@@ -473,7 +477,7 @@ class HostedPython(Hosted):
     def __init__(self, **limits: Any) -> None:
         self.sandbox = python_env.Sandbox(dataclasses.replace(LIMITS, **limits))
         turn = itertools.count()
-        tasks = python_env.BUILTIN_TASKS
+        tasks = python_env.builtin_tasks()
         super().__init__(
             lambda: PythonEnvironment(self.sandbox, tasks, turn),
             {"tasks": tasks},

@@ -97,6 +97,7 @@ import os
 import pathlib
 import random
 import re
+import reprlib
 import secrets
 import select
 import signal
@@ -107,6 +108,7 @@ import subprocess
 import symtable
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -186,7 +188,9 @@ __all__ = [
     "State",
     "StepResult",
     "Task",
+    "complete_code",
     "described",
+    "extract_code",
     "load_tasks",
     "main",
     "serve",
@@ -372,15 +376,37 @@ def described(text: str, default: Any = MISSING, **bounds: float) -> Any:
     return field(default=default, metadata=metadata)
 
 
+class Model:
+    """What all models can do."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """The fields as a dict of plain values, named as pydantic's models name it."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        """The fields that say something, each shortened, so that a terminal shows it whole."""
+        shown = []
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, each.name)
+            if is_required(each) or value != each.default and value != {}:
+                shown.append(f"{each.name}={SHORT.repr(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = 160
+SHORT.maxother = 1_200  # an observation within a result
+
+
 @dataclass(kw_only=True)
-class Action:
+class Action(Model):
     """What an agent sends to step(). Subclass it as a dataclass; unknown fields are refused."""
 
     metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)  # noqa: RUF009
 
 
-@dataclass(kw_only=True)
-class Observation:
+@dataclass(kw_only=True, repr=False)
+class Observation(Model):
     """What an agent sees. `reward` is None where there is none yet, as at reset."""
 
     done: bool = described("Whether the episode is over", False)
@@ -389,7 +415,7 @@ class Observation:
 
 
 @dataclass(kw_only=True)
-class State:
+class State(Model):
     """What state() tells of an episode. `episode_id` is None before the first reset."""
 
     episode_id: str | None = described("Identifier of the episode", None)
@@ -405,7 +431,7 @@ class PythonAction(Action):
     timeout_s: float | None = described("Seconds it may run; null: as the server says", None, gt=0)
 
 
-@dataclass
+@dataclass(repr=False)
 class PythonObservation(Observation):
     """What came of a step; after reset(), the task's prompt with the other fields empty."""
 
@@ -435,8 +461,8 @@ ObservationT = TypeVar("ObservationT", bound=Observation)
 StateT = TypeVar("StateT", bound=State)
 
 
-@dataclass
-class StepResult(Generic[ObservationT]):
+@dataclass(repr=False)
+class StepResult(Model, Generic[ObservationT]):
     """What reset() and step() of a client return: observation, reward (or None), done."""
 
     observation: ObservationT
@@ -505,6 +531,15 @@ class Task:
         """What the judge needs to know of it."""
         names = ("tests", "helpers", "setup", "solution", "entry_point", "prompt")
         return {name: getattr(self, name) for name in names}
+
+    def to_row(self) -> dict[str, Any]:
+        """The task as a row of our own format, as from_row() reads it."""
+        row: dict[str, Any] = self.sources()
+        for name in ("task_id", "difficulty", "judge"):
+            row[name] = getattr(self, name)
+        row["inputs"] = [pair.stdin for pair in self.pairs]
+        row["outputs"] = [pair.expected for pair in self.pairs]
+        return {name: value for name, value in row.items() if value}
 
     @property
     def is_judged(self) -> bool:
@@ -1344,6 +1379,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if tasks:
             self._flags.append(f"--tasks={os.fspath(tasks)}")
         self._server: Any = None  # the process of the embedded one
+        self._idle: list[PythonEnv] = []  # sessions that score() may use
         if base_url is None:
             self._start_server()
 
@@ -1353,14 +1389,20 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         *,
         seed: int | None = None,
         episode_id: str | None = None,
-        **options: Any,
+        max_steps: int | None = None,
+        reward: str | None = None,
+        **columns: Any,
     ) -> StepResult[PythonObservation]:
-        """Begin an episode of the task `task_id`; None: the server's next one.
+        """Begin an episode of the task `task_id`, or of a task that the columns bring.
 
-        options: a task of your own as a data set has it, as prompt= and tests=; max_steps=.
-        Otherwise as EnvClient.reset().
+        With neither: the server's next task (by seed: a fixed one). columns: a data set's row as it
+        is, reset(**row), or by hand: prompt=, tests=. Only what makes the task is sent, so the rest
+        may hold anything. max_steps: fewer than the server's limit. reward: "score", or "gain" for
+        what a step improves. Otherwise as EnvClient.reset(); InvalidRequest names the columns of a
+        row without a task.
         """
-        return super().reset(seed=seed, episode_id=episode_id, task_id=task_id, **options)
+        columns |= {"task_id": task_id, "max_steps": max_steps, "reward": reward}
+        return super().reset(**read_row(columns | {"seed": seed, "episode_id": episode_id}))
 
     def step(
         self, action: PythonAction | dict[str, Any] | str, *, timeout_s: float | None = None
@@ -1369,6 +1411,81 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if isinstance(action, str):
             action = PythonAction(action)
         return super().step(action, timeout_s=timeout_s)
+
+    def score(
+        self,
+        completions: Sequence[Any],
+        *,
+        prompts: Sequence[Any] | None = None,
+        workers: int = 8,
+        **columns: Any,
+    ) -> list[float | None]:
+        """The reward (0..1) of each completion, or None where there is no verdict.
+
+        A completion is text or chat messages; its code is what extract_code() finds, or goes on
+        from its row's prompt as in HumanEval. columns: lists as long as `completions`, as a batch
+        of a data set has them: `task_id`, or the columns of a task; what is no such list is passed
+        over. prompts: stands for a column `prompt`. workers: sessions at once, kept for the next
+        call until close(). So a trainer takes it as it is: `reward_funcs=[env.score]`.
+
+        None: the row is no task, its tests are at fault, or the server is gone (tried three times);
+        the log says why. Raises InvalidRequest when no column brings tasks at all.
+        """
+        if prompts is not None:
+            columns["prompt"] = prompts
+        rows = rows_of(columns, len(completions))
+        with ThreadPoolExecutor(max(workers, 1), "score") as threads:
+            return list(threads.map(self._score_one, completions, rows))
+
+    def _score_one(self, completion: Any, row: dict[str, Any]) -> float | None:
+        """One reward, by a session that nobody else uses meanwhile."""
+        why: PythonEnvError | None = None
+        for _ in range(SCORE_ATTEMPTS):
+            session = self._idle_session()
+            try:
+                given: dict[str, Any] = read_row(row) | {"max_steps": 1}
+                session.reset(**given)
+                reward = session.step(complete_code(extract_code(completion), given)).reward
+            except PythonEnvError as error:
+                why = error
+                if not is_passing(error):
+                    self._idle.append(session)
+                    break
+                session.close()
+                self._recover()
+            else:
+                self._idle.append(session)
+                return reward
+        log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
+        return None
+
+    def _idle_session(self) -> PythonEnv:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return PythonEnv(
+            self.base_url,
+            connect_timeout_s=self.connect_timeout_s,
+            message_timeout_s=self.message_timeout_s,
+            headers=self.headers,
+            ssl=self._ssl,
+        )
+
+    def _recover(self) -> None:
+        """After a lost connection: forget the others, and start a server of ours that died."""
+        self._idle.clear()
+        time.sleep(0.5)
+        with self._wire.turn():
+            if self._server and self._server.poll() is not None:
+                self._wire.close("the embedded server died")
+                self._start_server()
+
+    def close(self) -> None:
+        """End the session, those of score(), and the embedded server; may be called again."""
+        while self._idle:
+            self._idle.pop().close()
+        super().close()
+
+    disconnect = close
 
     def tasks(self) -> list[dict[str, Any]]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
@@ -1419,6 +1536,15 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
                 "does without it"
             )
         self._aim(url[0])
+
+
+SCORE_ATTEMPTS = 3  # at a completion, while servers go away
+
+
+def is_passing(error: PythonEnvError) -> bool:
+    """Whether another server, or the same one later, may do what this one did not."""
+    gone = (CapacityError.code, FactoryError.code, SessionError.code)
+    return isinstance(error, ConnectionFailed | ReplyTimeout) or error.code in gone
 
 
 def stop_server(process: subprocess.Popen) -> None:
@@ -2207,7 +2333,7 @@ async def serve_python(given: argparse.Namespace) -> None:
         ws_idle_s=given.idle_timeout,
         http_idle_s=min(LIMITS.http_idle_s, given.idle_timeout),
     )
-    tasks = load_tasks(given.tasks, given.skip_bad_tasks) if given.tasks else BUILTIN_TASKS
+    tasks = load_tasks(given.tasks, given.skip_bad_tasks) if given.tasks else builtin_tasks()
     sandbox = Sandbox(limits, given.preload, (given.tasks,) if given.tasks else ())
     turn = itertools.count()
     try:
@@ -2572,6 +2698,8 @@ def text_of(columns: Columns, *names: str) -> str:
     """The first of these columns that is there, as text; lists are lines."""
     for name in names:
         value = columns.get(name, "")
+        if is_chat(value):
+            value = chat_text(value, "user")
         if isinstance(value, (list, tuple)):
             value = "\n".join(map(str, value))
         if not isinstance(value, str):
@@ -2795,6 +2923,160 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     ]
     expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
     return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
+
+
+# ── Rows and completions, as data sets and models have them ───────────────────────────────────────
+
+COLUMNS = {  # what the formats read
+    *("task_id", "question_id", "difficulty", "judge", "metadata"),
+    *("setup", "helpers", "entry_point", "starter_code", "fn_name"),
+    *("test_imports", "test_setup_code", "private_tests", "generated_tests"),
+    *PROMPTS,
+    *SOLUTIONS,
+    *TESTS,
+}
+
+
+# What else a reset takes. In a data set's row a column of another type is not meant for us.
+OPTIONS: dict[str, Any] = {
+    "task_id": (str, int, float),
+    "seed": int,
+    "episode_id": str,
+    "max_steps": int,
+    "reward": str,
+}
+
+
+def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client sends for a reset with these columns: the options that are ours, and the task
+    in them in our own format. So dates, NaN and columns of 5 MB stay where they are.
+
+    Raises InvalidRequest, with the columns by their names, when they bring no task.
+    """
+    given = {name: plain(row[name]) for name in row if name in COLUMNS or name in OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None and value == value}  # noqa: PLR0124
+    options = {name: given[name] for name in OPTIONS if name in given}
+    if not row.keys() - OPTIONS:
+        return options  # whether they make sense is the server's to say
+    options = {name: value for name, value in options.items() if is_option(name, value)}
+    if any(given.get(name) for name in TESTS):
+        try:
+            return options | Task.from_row(given).to_row()
+        except InvalidRequest:
+            return given  # for the server's words about it
+    if "task_id" not in options:
+        raise InvalidRequest(describe_no_tests(row))
+    return options
+
+
+def is_option(name: str, value: object) -> bool:
+    is_long = isinstance(value, str) and len(value) > 255
+    return isinstance(value, OPTIONS[name]) and not is_long
+
+
+def plain(cell: Any) -> Any:
+    """A cell with lists and numbers in place of numpy's arrays and scalars."""
+    if hasattr(cell, "tolist"):
+        cell = cell.tolist()
+    if isinstance(cell, (list, tuple)):
+        return [plain(item) for item in cell]
+    if isinstance(cell, Mapping):
+        return {name: plain(item) for name, item in cell.items()}
+    return cell
+
+
+def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
+    """A batch's rows. What is not a list of `total` values is no column of it."""
+    lists = {}
+    for name, values in columns.items():
+        is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping))
+        if name in COLUMNS and is_list and len(values) == total:
+            lists[name] = [*values]
+    if not lists.keys() & {"task_id", *TESTS}:
+        raise InvalidRequest(
+            f"score: expected lists of {total} values, in `task_id` or in the columns of tasks; "
+            f"got {[*columns]!r:.300}"
+        )
+    return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+
+
+def is_chat(value: object) -> bool:
+    """Whether it is a list of messages, each an object with a `content`."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return all(isinstance(each, Mapping) and "content" in each for each in value)
+
+
+def chat_text(messages: Sequence[Mapping[str, Any]], role: str) -> str:
+    """What the last message of this role says. Content is text, or a list of parts with texts."""
+    said = [each["content"] for each in messages if each.get("role", role) == role]
+    content = said[-1] if said else ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+class Block(NamedTuple):
+    """A fenced block of Markdown."""
+
+    indent: str
+    fence: str
+    language: str
+    lines: list[str]
+
+
+FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]{0,20})")
+
+
+def fenced_blocks(text: str) -> list[Block]:
+    """The fenced blocks; one that nobody closes goes on to the end."""
+    blocks = []
+    block = None
+    for line in text.splitlines(keepends=True):
+        if not block:
+            opening = FENCE.match(line)
+            if opening and "`" not in line[opening.end() :]:
+                block = Block(opening[1], opening[2], opening[3].lower(), [])
+                blocks.append(block)
+        elif line.strip().startswith(block.fence) and not line.strip().strip(block.fence[0]):
+            block = None
+        else:
+            block.lines.append(line)
+    return blocks
+
+
+def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The code in a model's completion: its last fenced block, or all of it where there is none.
+
+    completion: text, or chat messages, of which the assistant's last one counts. Blocks of other
+    languages do not count as long as there is one of Python, or of none.
+    """
+    if is_chat(completion):
+        completion = chat_text(completion, "assistant")  # type: ignore[arg-type]
+    if not isinstance(completion, str):
+        got = type(completion).__name__
+        raise InvalidRequest(f"completion: expected text or chat messages, got {got}")
+    blocks = fenced_blocks(completion)
+    python = [block for block in blocks if block.language in ("", "py", "python", "python3")]
+    if not blocks:
+        return completion
+    last = (python or blocks)[-1]
+    code = "".join(last.lines)
+    return textwrap.dedent(code) if last.indent else code
+
+
+def complete_code(code: str, row: Mapping[str, Any]) -> str:
+    """The whole program: the prompt and the code, where the prompt is the head of the function that
+    is asked for, and the code goes on from there, as in HumanEval; else the code."""
+    prompt = row.get("prompt", "")
+    entry = re.escape(row.get("entry_point", ""))
+    head = rf"(?m)^(?:async )?(?:def|class) {entry}\b"
+    # Code that begins with a body goes on, even where it defines the function once more below.
+    is_body = re.match(r"(\s*\n)?[ \t]", code)
+    is_whole = not is_body and re.search(rf"{head}|^{entry}\s*[:=]", code)
+    if not entry or is_whole or not re.search(head, prompt):
+        return code
+    return prompt + code if is_code(prompt) else code
 
 
 # ── Checking a task file ──────────────────────────────────────────────────────────────────────────
@@ -4190,18 +4472,23 @@ class Process:
     async def ask(self, message: dict, *fds: int) -> dict:
         """Send a frame, a short one if with descriptors, and return the next that comes. Raises one
         of BROKEN when the process is gone or talks nonsense."""
-        with contextlib.suppress(OSError):  # then it is gone, which shows below
-            if fds:
-                socket.send_fds(self.socket, [frame(message)], fds)
-            else:
-                await self.loop.sock_sendall(self.socket, frame(message))
-        reply = self.mailbox.take()
-        while reply is None:
-            if self.is_gone or self.mailbox.size > UNREAD_BYTES:
-                raise EOFError("the process is gone, or announces too long a frame")
-            self.news = self.loop.create_future()
-            await self.news
+        try:
+            with contextlib.suppress(OSError):  # then it is gone, which shows below
+                if fds:
+                    socket.send_fds(self.socket, [frame(message)], fds)
+                else:
+                    await self.loop.sock_sendall(self.socket, frame(message))
             reply = self.mailbox.take()
+            while reply is None:
+                if self.is_gone or self.mailbox.size > UNREAD_BYTES:
+                    raise EOFError("the process is gone, or announces too long a frame")
+                self.news = self.loop.create_future()
+                await self.news
+                reply = self.mailbox.take()
+        except asyncio.CancelledError:
+            # Whoever asks next would take the answer that is still to come for his own.
+            self.kill("nobody waited for its answer")
+            raise
         if not isinstance(reply, dict):
             raise ValueError("a frame that is no object")  # noqa: TRY004
         return reply
@@ -4258,9 +4545,6 @@ class Process:
             outcome = self.check(await self.ask({"seq": self.sequence, **message}), message)
         except BROKEN:
             pass  # it died, or lies
-        except asyncio.CancelledError:
-            self.kill("its client went away during a step")
-            raise
         finally:
             self.is_busy = False
             for timer in timers:
@@ -4339,6 +4623,8 @@ class SessionJudge:
 
     def begin(self, task: Task) -> asyncio.Task[dict]:
         """Give it the task, unless it has that already."""
+        if self.task != task and self.preparing and not self.preparing.done():
+            self.close()  # because it still reads another task, and answers to that first
         if self.process and not self.process.is_gone and self.task == task and self.preparing:
             return self.preparing
         if not self.process or self.process.is_gone:
@@ -7249,112 +7535,644 @@ with PythonEnv(base_url="${origin}") as env:\n    print(env.reset())`;
   copy.onclick = () => { getSelection().selectAllChildren(text); document.execCommand("copy"); };
   ui.routes.append(make("h3", `${method} /${name}`), text, copy); }</script>"""
 
-REFUSES = """def refuses(error, function, *arguments):
-    try:
-        function(*arguments)
-    except error:
-        return True
-"""
+# The built-in tasks: rows as a tasks.jsonl has them, one of each kind that people do at work.
+BUILTIN_ROWS: tuple[dict[str, Any], ...] = (
+    {
+        "task_id": "parse-duration",
+        "difficulty": "easy",
+        "prompt": """\
+Define `parse_duration(text)`: the seconds, an int, in a text like "1h30m" (5400) or " 2h 5s "
+(7205). Its parts are hours, minutes and seconds in this order, each at most once, at least one of
+them: digits 0-9, then h, m or s. A number may be of any size: "90m" is 5400, "0s" is 0. Spaces may
+stand before, between and after the parts, but not inside of one. Raise ValueError for any other
+text: parts out of order or twice, a number alone, a split part ("1 h"), a sign, a fraction, other
+or capital letters, white space that is no space, other digits than 0-9, or nothing at all.""",
+        "helpers": """\
+def refused(function, *texts):
+    for text in texts:
+        try:
+            function(text)
+            return False
+        except ValueError:
+            pass
+    return True
+""",
+        "tests": r"""
+assert parse_duration("45s") == 45
+assert parse_duration("2h15m") == 8100
+assert parse_duration("1h2m3s") == 3723
+assert parse_duration("4h6s") == 14406
+assert parse_duration("75m") == 4500 and parse_duration("100h600s") == 360600
+assert parse_duration("0h0m0s") == 0
+assert type(parse_duration("9m")) is int
+assert parse_duration("  3h  7s ") == 10807
+assert parse_duration("8s") == 8 and refused(parse_duration, "", "   ")
+assert parse_duration("8s") == 8 and refused(parse_duration, "12", "1h30", "h")
+assert parse_duration("5m1s") == 301 and refused(parse_duration, "1s5m", "5m1h")
+assert parse_duration("3s") == 3 and refused(parse_duration, "3s3s", "1h1h")
+assert parse_duration("12s") == 12 and refused(parse_duration, "12 s", "3 m", "1 2s")
+assert parse_duration("3h") == 10800 and refused(parse_duration, "-3h", "+3h", "1.5h")
+assert parse_duration("2h") == 7200 and refused(parse_duration, "2H", "2h 7d", "x2h", "2h.")
+assert parse_duration("5s") == 5 and refused(parse_duration, "5s\n", "\t5s", "\u0663s")
+""",
+        "solution": """\
+import re
 
+PARTS = re.compile(" *(?:([0-9]+)h *)?(?:([0-9]+)m *)?(?:([0-9]+)s *)?")
 
-PARSE_DURATION = Task(
-    task_id="parse-duration",
-    difficulty="easy",
-    helpers=REFUSES,
-    prompt="""Define `parse_duration(text)`: the seconds, an int, in a text like
-"1h30m" or " 2h 5s ". Its parts are hours, minutes, seconds in this order, each at most once, at
-least one: digits 0-9, then h, m or s. Spaces may surround a part, not split it. Raise ValueError
-for any other text.""",
-    tests="""\
-assert parse_duration("90s") == 90 and parse_duration("0h0m0s") == 0
-assert parse_duration("1h30m") == 5400 and parse_duration("100m") == 6000
-assert parse_duration(" 2h 5s ") == 7205
-assert refuses(ValueError, parse_duration, " ") and refuses(ValueError, parse_duration, "5")
-assert all(refuses(ValueError, parse_duration, text) for text in ("1m1h", "1s2s", "-s", "1 s"))
+def parse_duration(text):
+    found = PARTS.fullmatch(text)
+    if not found or not any(found.groups()):
+        raise ValueError(text)
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
 """,
-)
-CLEAN_PEOPLE = Task(
-    task_id="clean-people",
-    difficulty="easy",
-    helpers=REFUSES,
-    prompt="""Define `clean(rows)`. A row is a dict of strings: "name", "email",
-perhaps "age". Return new dicts in a list: name without outer spaces, inner runs of them made one;
-email stripped, in lower case; age an int, or None if not all digits or over 150. Drop rows whose
-email has not one "@" with text on both sides. Of rows with the same email keep the first, with
-the first age that is not None among them. Leave the input as it is.""",
-    tests="""\
-rows = [{"name": f" Ada  {age}", "email": email, "age": age} for email, age in (
-    (" A@x.org ", "36"), ("b@b", ""), ("B@b", "7"), ("b@b", "8"), ("c@c", "150"), ("a@", "151"))]
-before, bad = str(rows), [{"name": "", "email": email} for email in ("", "b", "@b", "b@@b", "@")]
-assert [person["name"] for person in clean(rows)] == ["Ada 36", "Ada", "Ada 150"]
-assert [person["email"] for person in clean(rows)] == ["a@x.org", "b@b", "c@c"]
-assert [person["age"] for person in clean(rows)] == [36, 7, 150] and str(rows) == before
-assert [clean([{**rows[0], "age": age}])[0]["age"] for age in ("151", "-3", "4.5")] == [None] * 3
-assert clean(bad) == [] and clean([{"name": "Z", "email": "z@z"}])[0]["age"] is None
+    },
+    {
+        "task_id": "clean-people",
+        "difficulty": "easy",
+        "prompt": """\
+Define `clean(rows)`. A row is a dict of strings: "name", "email", perhaps "age", perhaps others.
+Return a list of new dicts with just the keys "name", "email" and "age":
+
+- name: without white space around it; each run of white space in it becomes one space.
+- email: without white space around it, in lower case.
+- age: without white space around it, as an int; None if it is missing, is not digits 0-9 alone, or
+  is over 150.
+- Drop rows whose email has not exactly one "@" with text on both sides of it.
+- Rows with the same cleaned email are one person: the name is the first row's, the age is the first
+  that is not None. People stand in the order of their first rows.
+- Leave `rows` and the dicts in it as they are.
+
+clean([{"name": " Ada  King", "email": "ADA@x.org "}, {"name": "A", "email": "ada@x.org",
+"age": "36"}]) is [{"name": "Ada King", "email": "ada@x.org", "age": 36}].""",
+        "helpers": """\
+def row(name="Z", email="z@z", **more):
+    return {"name": name, "email": email, **more}
+
+def column(key, people):
+    return [person[key] for person in people]
 """,
-)
-BUILD_ORDER = Task(
-    task_id="build-order",
-    difficulty="medium",
-    helpers=REFUSES,
-    prompt="""Define `build_order(needs)`: a dict from a package to a list of those
-it needs, which may not be keys. Return the list of all packages, each after what it needs; where
-several could come next, the alphabetically first does. Raise ValueError for a cycle. Chains may be
-long.""",
-    tests="""\
-assert build_order({}) == [] and build_order({"b": [], "a": []}) == ["a", "b"]
-assert build_order({"app": ["lib"], "lib": ["core"]}) == ["core", "lib", "app"]
-assert build_order({"c": ["a"], "b": ["a"], "d": []}) == ["a", "b", "c", "d"]
-assert build_order({"a": ["z", "z"], "m": [], "y": ["a"]}) == ["m", "z", "a", "y"]
-assert refuses(ValueError, build_order, {"a": ["b"], "b": ["c"], "c": ["b"], "d": []})
-assert build_order({f"{i:04}": [f"{i + 1:04}"] for i in range(3000)})[:2] == ["3000", "2999"]
+        "tests": r"""
+assert clean([]) == [] and len(clean([row()])) == 1
+assert clean([row()]) == [{"name": "Z", "email": "z@z", "age": None}]
+assert column("name", clean([row("  Bo\t Li   Wu ")])) == ["Bo Li Wu"]
+assert column("email", clean([row(email=" Bo@X.ORG\n")])) == ["bo@x.org"]
+assert column("age", clean([row(age=" 42 ")])) == [42]
+assert [column("age", clean([row(age=age)])) for age in ("0", "150", "151")] == [[0], [150], [None]]
+assert all(column("age", clean([row(age=age)])) == [None] for age in ("-3", "4.5", "", "1e1", "x"))
+assert all(column("age", clean([row(age=age)])) == [None] for age in ("\u0663", "\u00b2"))
+assert clean([row(phone="1")]) == [{"name": "Z", "email": "z@z", "age": None}]
+bad = [row(email=email) for email in ("", "b", "@b", "b@", "b@@c", "b@c@d", " @ ")]
+assert column("email", clean([*bad, row(email="y@y")])) == ["y@y"]
+mixed = [row(email, email) for email in ("c@c", "b@b", "C@c ", "a@a", "b@B")]
+assert column("email", clean(mixed)) == ["c@c", "b@b", "a@a"]
+assert column("name", clean([row("One"), row("Two"), row("Six", "x@x")])) == ["One", "Six"]
+assert column("age", clean([row(age=age) for age in ("?", "7", "8")])) == [7]
+assert column("age", clean([row(age=age) for age in ("0", "9")])) == [0]
+before = [row(" A  B ", " Q@q ", age="1"), row("C", "q@q"), row("D", "")]
+after = [dict(each) for each in before]
+assert len(clean(after)) == 1 and after == before
 """,
-)
-FIX_MEANS = Task(
-    task_id="fix-means",
-    difficulty="medium",
-    helpers=REFUSES,
-    prompt="""`means(values, size)` should return the mean of each run of `size`
-values (the last may be shorter), and raise ValueError for a size below 1. Define it without bugs:
+        "solution": """\
+import re
+
+def clean(rows):
+    people = {}
+    for row in rows:
+        email = row["email"].strip().lower()
+        if not re.fullmatch("[^@]+@[^@]+", email):
+            continue
+        name = " ".join(row["name"].split())
+        person = people.setdefault(email, {"name": name, "email": email, "age": None})
+        if person["age"] is None:
+            person["age"] = clean_age(row.get("age", ""))
+    return list(people.values())
+
+def clean_age(text):
+    text = text.strip()
+    if re.fullmatch("[0-9]+", text) and int(text) <= 150:
+        return int(text)
+    return None
+""",
+    },
+    {
+        "task_id": "fix-means",
+        "difficulty": "easy",
+        "prompt": """\
+`means(values, size)` should return a list with the mean of each run of `size` values (the last may
+be shorter), leave `values` as it is, and raise ValueError for a size below 1. Define it without
+bugs:
 
 def means(values, size, out=[]):
     for i in range(0, len(values) - size, size): out.append(sum(values[i:i + size]) / size)
     return out""",
-    tests="""\
+        "helpers": """\
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except ValueError:
+        return True
+""",
+        "tests": """\
 assert means([], 3) == []
 assert means([1, 2, 3, 4], 2) == [1.5, 3.5]
-assert means([5, 7, 9], 1) == [5, 7, 9] == means([5, 7, 9], 1)
-assert means([1, 2, 3, 4, 9], 2) == [1.5, 3.5, 9] and means([4, 8], 5) == [6]
-assert refuses(ValueError, means, [1, 2], 0) and refuses(ValueError, means, [], -1)
+assert means([5, 7, 9], 1) == [5, 7, 9]
+assert [means([6, 8], 1), means([], 2), means([2], 1)] == [[6, 8], [], [2]]
+assert means([1, 2, 3, 4, 9], 2) == [1.5, 3.5, 9]
+assert means([4, 8], 5) == [6]
+assert means([-1.5, 0.5, 0, 0, 0, 3], 4) == [-0.25, 1.5]
+values = [9, 3, 6, 8, 4]
+assert means(values, 3) == [6, 6] and values == [9, 3, 6, 8, 4]
+assert means([8], 1) == [8] and refused(means, [1, 2], 0) and refused(means, [], 0)
+assert means([8], 1) == [8] and refused(means, [1, 2], -1) and refused(means, [], -2)
 """,
-)
-LEDGER = Task(
-    task_id="ledger",
-    difficulty="hard",
-    helpers=REFUSES,
-    prompt="""Define a class `Ledger()` of accounts by name: `deposit(name, amount)` and
-`transfer(source, target, amount)` open the account they pay into, `balance(name)` tells what it
-holds. To ask or pay from one that is not open raises KeyError; an amount below 1, or above what the
-source holds, ValueError; a failed call changes nothing. `undo()` takes back the latest deposit or
-transfer not yet undone, and what it opened, or raises IndexError. `len()` and `in` see the open
-accounts.""",
-    tests="""\
-one, two = Ledger(), Ledger()
-for amount in (20, 30): one.deposit("ann", amount)
-assert (one.balance("ann"), len(one), len(two)) == (50, 1, 0) and "ann" in one
-assert refuses(KeyError, one.balance, "bob") and refuses(KeyError, one.transfer, "bob", "ann", 1)
-assert refuses(ValueError, one.deposit, "bob", 0) and "bob" not in one
-assert refuses(ValueError, one.transfer, "ann", "bob", 51) and one.balance("ann") == 50
-one.transfer("ann", "bob", 50)
-assert (one.balance("ann"), one.balance("bob"), len(one)) == (0, 50, 2)
-for _ in range(3): one.undo()
-assert len(one) == 0 and refuses(IndexError, one.undo)
+        "solution": """\
+def means(values, size):
+    if size < 1:
+        raise ValueError(size)
+    runs = [values[i:i + size] for i in range(0, len(values), size)]
+    return [sum(run) / len(run) for run in runs]
 """,
-)
-BUILTIN_TASKS = {
-    task.task_id: task.read()
-    for task in (PARSE_DURATION, CLEAN_PEOPLE, BUILD_ORDER, FIX_MEANS, LEDGER)
+    },
+    {
+        "task_id": "build-order",
+        "difficulty": "medium",
+        "prompt": """\
+Define `build_order(needs)`, which tells in which order to build packages, one at a time. `needs` is
+a dict from a package to a list of those it needs; these may be missing among the keys, and may be
+listed twice. Return the list of all packages, keys or not, each once and after all that it needs.
+Where several could come next, the alphabetically first of these comes next: for {"b": ["a"], "z":
+[], "a": ["x"]} that is ["x", "a", "b", "z"]. Raise ValueError if packages need each other in a
+circle, or one needs itself. Leave `needs` as it is. Chains may be thousands of packages long.""",
+        "helpers": """\
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except ValueError:
+        return True
+""",
+        "tests": """\
+assert build_order({}) == [] and build_order({"one": []}) == ["one"]
+assert build_order({"b": [], "c": [], "a": []}) == ["a", "b", "c"]
+assert build_order({"app": ["lib"], "lib": ["core"], "core": []}) == ["core", "lib", "app"]
+assert build_order({"x": ["q"], "w": ["q", "r"]}) == ["q", "r", "w", "x"]
+assert build_order({"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": []}) == ["a", "b", "c", "d"]
+assert build_order({"k": ["j", "j"], "j": []}) == ["j", "k"]
+assert build_order({"a": ["z"], "m": [], "z": []}) == ["m", "z", "a"]
+assert build_order({"d": ["c"], "c": [], "x": [], "e": ["d"]}) == ["c", "d", "e", "x"]
+assert build_order({"b": []}) == ["b"] and refused(build_order, {"a": ["b"], "b": ["a"]})
+assert build_order({"b": []}) == ["b"] and refused(build_order, {"a": ["a"], "b": []})
+assert build_order({"d": []}) == ["d"] and refused(
+    build_order, {"a": ["b"], "b": ["c"], "c": ["b"], "d": []})
+needs = {"t": ["s", "r"], "s": ["r"]}
+assert build_order(needs) == ["r", "s", "t"] and needs == {"t": ["s", "r"], "s": ["r"]}
+chain = {f"{i:04}": [f"{i + 1:04}"] for i in range(2000)}
+assert build_order(chain) == [f"{i:04}" for i in range(2000, -1, -1)]
+""",
+        "solution": """\
+import heapq
+
+def build_order(needs):
+    waits = {name: set(needed) for name, needed in needs.items()}
+    for name in [name for needed in needs.values() for name in needed]:
+        waits.setdefault(name, set())
+    users = {name: [] for name in waits}
+    for name, needed in waits.items():
+        for each in needed:
+            users[each].append(name)
+    left = {name: len(needed) for name, needed in waits.items()}
+    ready = sorted(name for name in left if left[name] == 0)
+    order = []
+    while ready:
+        name = heapq.heappop(ready)
+        order.append(name)
+        for user in users[name]:
+            left[user] -= 1
+            if left[user] == 0:
+                heapq.heappush(ready, user)
+    if len(order) < len(waits):
+        raise ValueError("packages need each other in a circle")
+    return order
+""",
+    },
+    {
+        "task_id": "sales-report",
+        "difficulty": "medium",
+        "prompt": """\
+Write a program. It reads sales from standard input, one a line, as `shop;amount`, and prints a line
+`shop total` for each shop, then `skipped N`.
+
+- Blank lines do not count. White space around the shop and around the amount does not either.
+- An amount is digits 0-9, perhaps with a "-" before them, perhaps with a "." and one or two more
+  digits behind them: 5, 5.5, -0.75.
+- Any other line is skipped and counted in N: one that has not exactly one ";", has no shop, or has
+  something else for an amount, as 1e3, +5, .5, 5. or 1.234.
+- Totals have two digits after the point, 0.00 if nothing is left, and are exact to the cent,
+  however large.
+- The largest total comes first; shops with the same total stand in the order of sorted().
+- Shops are told apart by capital letters too, and a shop may have spaces in its name.
+
+For the lines `Bonn;12.50`, `New York; 20`, `Bonn;?` and `Bonn;.5` it prints the lines `New York
+20.00`, `Bonn 12.50` and `skipped 2`.""",
+        "inputs": (
+            "Rome;7.25\n",
+            "Oslo;3\nOslo;4.5\nOslo;0.05\n",
+            "Lyon;1.00\nKyiv;30\nRiga;200.1\n",
+            "Wien;5\nBern;2.50\nWien;-1\nBern;1.5\nCork;4.00\n",
+            "  San Marino ; 8.40  \nSan Marino;1\n",
+            "\nGent;1\n\n   \nGent;2\n\n",
+            "Nice\nNice;x\n;5\n  ;5\nNice;2;3\nNice;\nNice;6\n",
+            "Pisa;2e3\nPisa;+7\nPisa;.8\nPisa;6.\nPisa;2.345\nPisa;--5\nPisa;nan\nPisa;9\n",
+            "Graz;\u0663\nGraz;1_000\nGraz;2\n",
+            "Linz;-0.75\nLinz;-0.50\nKiel;1\nKiel;-1.00\nJena;-0.05\n",
+            "Huge;90071992547409.93\nHuge;0.06\nHuge;90071992547409.01\n",
+            "ulm;1\nUlm;1\nULM;0.5\n",
+            "",
+        ),
+        "outputs": (
+            "Rome 7.25\nskipped 0\n",
+            "Oslo 7.55\nskipped 0\n",
+            "Riga 200.10\nKyiv 30.00\nLyon 1.00\nskipped 0\n",
+            "Bern 4.00\nCork 4.00\nWien 4.00\nskipped 0\n",
+            "San Marino 9.40\nskipped 0\n",
+            "Gent 3.00\nskipped 0\n",
+            "Nice 6.00\nskipped 6\n",
+            "Pisa 9.00\nskipped 7\n",
+            "Graz 2.00\nskipped 2\n",
+            "Kiel 0.00\nJena -0.05\nLinz -1.25\nskipped 0\n",
+            "Huge 180143985094819.00\nskipped 0\n",
+            "Ulm 1.00\nulm 1.00\nULM 0.50\nskipped 0\n",
+            "skipped 0\n",
+        ),
+        "solution": r"""
+import re
+import sys
+from collections import Counter
+from decimal import Decimal
+from decimal import getcontext
+
+getcontext().prec = 1000
+totals = Counter()
+skipped = 0
+for line in sys.stdin:
+    if not line.strip():
+        continue
+    shop, _, amount = (part.strip() for part in line.partition(";"))
+    if shop and re.fullmatch("-?[0-9]+([.][0-9]{1,2})?", amount):
+        totals[shop] += Decimal(amount)
+    else:
+        skipped += 1
+for shop in sorted(totals, key=lambda shop: (-totals[shop], shop)):
+    print(shop, f"{totals[shop]:.2f}")
+print("skipped", skipped)
+""",
+    },
+    {
+        "task_id": "refactor-shipping",
+        "difficulty": "medium",
+        "prompt": """\
+This works, but each new country is another branch. Refactor it; what it returns stays the same:
+
+def shipping(country, grams, express=False):
+    c = country.strip().upper()
+    if grams <= 0: raise ValueError("no weight")
+    if c == "DE":
+        if grams <= 1000: p = 450
+        elif grams <= 5000: p = 755
+        elif grams <= 30000: p = 1255
+        else: raise ValueError("too heavy")
+    elif c == "AT" or c == "CH":
+        if grams <= 2000: p = 905
+        elif grams <= 10000: p = 1505
+        else: raise ValueError("too heavy")
+    else:
+        if grams <= 1000: p = 1600
+        elif grams <= 20000: p = 3900
+        else: raise ValueError("too heavy")
+    if express: p = p + max(500, p // 2)
+    if c == "CH": p = p + 300
+    return p
+
+Define these:
+
+- `RATES`: a dict from a country's code, "DE", "AT" or "CH", and "" for all others, to a dict
+  {"steps": [(most grams, cents), ...], "customs": cents}, with its steps from light to heavy.
+- `base_price(steps, grams)`: the cents of the first of such steps whose most grams are not less
+  than `grams`; ValueError if there is none, or if `grams` is not above 0.
+- `express_fee(cents)`: what express costs on top of such a price.
+- `shipping(country, grams, express=False, rates=RATES)`: what the old code returns and raises, but
+  by the table it is given. Customs are added last. No call changes a table.""",
+        "helpers": """\
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except ValueError:
+        return True
+
+OWN = {
+    "JP": {"steps": [(10, 1), (20, 2000)], "customs": 7},
+    "": {"steps": [(50, 60)], "customs": 0},
 }
+""",
+        "tests": """\
+assert [shipping("DE", grams) for grams in (1000, 1001, 5001, 30000)] == [450, 755, 1255, 1255]
+assert [shipping("AT", grams) for grams in (2000, 2001, 10000)] == [905, 1505, 1505]
+assert [shipping("CH", grams) for grams in (2000, 2001)] == [1205, 1805]
+assert [shipping("US", grams) for grams in (1000, 1001, 20000)] == [1600, 3900, 3900]
+assert [shipping("DE", grams, True) for grams in (10, 5000, 9000)] == [950, 1255, 1882]
+assert [shipping("CH", grams, True) for grams in (10, 9000)] == [1705, 2557]
+assert shipping(" de", 10) == 450 and shipping("ch ", 10) == 1205 and shipping("", 10) == 1600
+assert shipping("DE", 10) == 450 and refused(shipping, "DE", 0) and refused(shipping, "US", -1)
+assert shipping("CH", 1) == 1205 and refused(shipping, "CH", 10001)
+assert shipping("US", 1) == 1600 and refused(shipping, "US", 20001)
+assert sorted(RATES) == ["", "AT", "CH", "DE"]
+assert [RATES[code]["customs"] for code in ("", "AT", "CH", "DE")] == [0, 0, 300, 0]
+assert [base_price(RATES[code]["steps"], 1500) for code in ("", "AT", "DE")] == [3900, 905, 755]
+assert [base_price([(5, 10), (9, 30)], grams) for grams in (1, 5, 6, 9)] == [10, 10, 30, 30]
+assert base_price([(5, 1)], 5) == 1 and refused(base_price, [(5, 1)], 6)
+assert base_price([(5, 1)], 5) == 1 and refused(base_price, [(5, 1)], 0)
+assert [express_fee(cents) for cents in (1, 1000, 1003, 2000)] == [500, 500, 501, 1000]
+assert shipping("jp", 15, True, OWN) == 3007 and shipping("DE", 15, rates=OWN) == 60
+assert shipping("JP", 5, rates=OWN) == 8 and shipping("JP", 5) == 1600
+mine = {"": {"steps": [(50, 60)], "customs": 0}}
+assert shipping("FR", 9, True, mine) == 560 and mine == {"": {"steps": [(50, 60)], "customs": 0}}
+""",
+        "solution": """\
+RATES = {
+    "DE": {"steps": [(1000, 450), (5000, 755), (30000, 1255)], "customs": 0},
+    "AT": {"steps": [(2000, 905), (10000, 1505)], "customs": 0},
+    "CH": {"steps": [(2000, 905), (10000, 1505)], "customs": 300},
+    "": {"steps": [(1000, 1600), (20000, 3900)], "customs": 0},
+}
+
+def base_price(steps, grams):
+    if grams <= 0:
+        raise ValueError("no weight")
+    for most, cents in steps:
+        if grams <= most:
+            return cents
+    raise ValueError("too heavy")
+
+def express_fee(cents):
+    return max(500, cents // 2)
+
+def shipping(country, grams, express=False, rates=RATES):
+    rate = rates.get(country.strip().upper()) or rates[""]
+    cents = base_price(rate["steps"], grams)
+    if express:
+        cents += express_fee(cents)
+    return cents + rate["customs"]
+""",
+    },
+    {
+        "task_id": "search-log",
+        "difficulty": "hard",
+        "prompt": """\
+Define `first_at(read, moment)`. `read(i)` returns the time of line i of a log, an int, or None if
+the log ends before line i; lines count from 0. Times never fall from one line to the next, but may
+stay the same. Return the number of the first line whose time is `moment` or later; if there is
+none, the number of lines. With the times 10, 20, 20, 40 it is 1 for the moment 20, 3 for 21, 4 for
+41, and 0 for 10 or less.
+
+The log may have no line, or billions, and each read() is slow. If the answer is `a`, read at most
+8 + 2 * a.bit_length() times, however long the log is: 8 times for 0, 14 for 5, 48 for a million.
+read() raises IndexError if i is not an int from 0 on, and RuntimeError at its 1,001st call in one
+search.""",
+        "helpers": """\
+import bisect
+
+class Even:
+    '''The times of a long log: each `step` lines the time is one later.'''
+    def __init__(self, lines, step):
+        self.lines = lines
+        self.step = step
+    def __len__(self):
+        return self.lines
+    def __getitem__(self, i):
+        return i // self.step
+
+class Late(Even):
+    '''All lines but the last few have the time 0.'''
+    def __getitem__(self, i):
+        return max(0, i + self.step - self.lines)
+
+def search(find, times, moment):
+    '''What is found, and after how many reads.'''
+    reads = []
+    def read(i):
+        reads.append(i)
+        if len(reads) > 1000:
+            raise RuntimeError("too many reads")
+        if type(i) is not int or i < 0:
+            raise IndexError(i)
+        return times[i] if i < len(times) else None
+    return find(read, moment), len(reads)
+
+def right(find, times, *moments):
+    return all(search(find, times, each)[0] == bisect.bisect_left(times, each) for each in moments)
+
+def quick(find, times, *moments):
+    for moment in moments:
+        found, reads = search(find, times, moment)
+        if found != bisect.bisect_left(times, moment) or reads > 8 + 2 * found.bit_length():
+            return False
+    return True
+""",
+        "tests": """\
+assert right(first_at, [10, 20, 30], 20, 30)
+assert right(first_at, [11, 22, 33], 12, 23)
+assert right(first_at, [7, 8, 9], 6, 7, 9, 10)
+assert right(first_at, [5], 6, 5) and right(first_at, [], 3) and right(first_at, [1, 2], 2)
+assert right(first_at, [5, 5, 5, 7, 7], 7, 6, 5)
+assert right(first_at, [-(10**12), -3, 0, 10**12], -3, -2, 0, 1, 10**12 + 1)
+assert all(right(first_at, range(lines), *range(-1, lines + 2)) for lines in range(9))
+assert all(right(first_at, Even(lines, 3), 1, 2) for lines in (4, 6, 7))
+assert quick(first_at, range(900), 300, 512, 899)
+assert quick(first_at, range(1_000_000), 65_000, 777_777, 2_000_000)
+assert quick(first_at, range(0, 10**10, 3), 6 * 10**8, 10**10)
+assert quick(first_at, range(40), 3, 17, 33, 99)
+assert quick(first_at, range(1_000_000), 20, 9, 3, 2, 1, 0)
+assert quick(first_at, Even(10**7, 1000), 1, 9, 9_999)
+assert quick(first_at, Late(200_000, 6), 1, 4, 6)
+""",
+        "solution": """\
+def first_at(read, moment):
+    def is_there(i):
+        time = read(i)
+        return time is None or time >= moment
+
+    end = 1
+    while not is_there(end - 1):
+        end *= 2
+    low, high = end // 2, end - 1  # the answer is from `low` to `high`
+    while low < high:
+        middle = (low + high) // 2
+        if is_there(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+""",
+    },
+    {
+        "task_id": "ledger",
+        "difficulty": "hard",
+        "prompt": """\
+Define a class `Ledger()` of accounts, which have names, and hold whole amounts.
+
+- `deposit(name, amount)` and `transfer(source, target, amount)` open the account that they pay
+  into, if it is not open yet. `balance(name)` tells what an account holds. `len(ledger)` is the
+  number of open accounts, and `name in ledger` tells whether one is open. At 0 it stays open.
+- They check in this order: an amount that is not an int (True and False are none) raises TypeError,
+  one below 1 ValueError; to pay from an account that is not open, or to ask for its balance, raises
+  KeyError; to pay more than the source holds, ValueError. A call that raises changes nothing.
+- A transfer from an account to itself leaves its balance, and counts as a transfer.
+- `pay_all(payments)` makes several transfers, a list of (source, target, amount), in their order:
+  all of them or, if one raises, none. The error is the one of the first that raises. An empty list
+  does nothing, and nothing that can be undone.
+- `undo()` takes back the latest deposit, transfer or pay_all that is not undone yet, and closes
+  what it had opened. `redo()` does again what the latest undo() took back, and so on backwards; but
+  a new deposit, transfer or pay_all leaves nothing to redo. What raises or does nothing neither
+  counts as new nor can be undone. Both raise IndexError when there is nothing to do.""",
+        "helpers": """\
+import ast
+
+ERRORS = (TypeError, ValueError, KeyError, IndexError)
+
+def value(word):
+    if ">" in word:
+        return tuple(value(part) for part in word.split(">"))
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+def play(new, script):
+    # What the calls of a script tell: balances, and the names of errors.
+    told = []
+    ledger = new()
+    for name, *words in map(str.split, script.split(";")):
+        values = [value(word) for word in words]
+        try:
+            if name == "pay_all":
+                ledger.pay_all(values)
+            elif name == "len":
+                told.append(len(ledger))
+            elif name == "has":
+                told.append(values[0] in ledger)
+            elif name == "balance":
+                told.append(ledger.balance(values[0]))
+            else:
+                getattr(ledger, name)(*values)
+        except ERRORS as error:
+            told += [kind.__name__ for kind in ERRORS if isinstance(error, kind)]
+    return told
+""",
+        "tests": """\
+assert play(Ledger, "deposit ann 20; deposit ann 30; balance ann; len") == [50, 1]
+assert play(Ledger, "len; has ann; deposit ann 5; has ann; has bob") == [0, False, True, False]
+one = Ledger()
+one.deposit("ann", 4)
+assert one.balance("ann") == 4 and len(one) == 1 and len(Ledger()) == 0
+assert play(
+    Ledger, "deposit ann 9; transfer ann bob 3; balance ann; balance bob; transfer bob ann 3;"
+    "balance bob; has bob; len") == [6, 3, 0, True, 2]
+assert play(Ledger, "deposit ann 9; balance bob; transfer bob ann 2; balance ann; has bob") == [
+    "KeyError", "KeyError", 9, False]
+assert play(Ledger, "deposit ann 0; deposit ann -4; has ann; deposit ann 1; transfer ann bob 0;"
+    "balance ann; has bob") == ["ValueError", "ValueError", False, "ValueError", 1, False]
+assert play(Ledger, "deposit ann 2.0; deposit ann True; has ann; deposit ann 3;"
+    "transfer ann bob 1.5; balance ann") == ["TypeError", "TypeError", False, "TypeError", 3]
+assert play(Ledger, "deposit ann 5; transfer ann bob 6; balance ann; has bob") == [
+    "ValueError", 5, False]
+assert play(Ledger, "deposit ann 1; transfer bob cy 0; transfer bob cy x; balance ann") == [
+    "ValueError", "TypeError", 1]
+assert play(Ledger, "deposit ann 8; transfer ann ann 3; balance ann; transfer ann ann 9") == [
+    8, "ValueError"]
+assert play(Ledger, "deposit ann 5; deposit ann 2; undo; balance ann; undo; has ann; undo") == [
+    5, False, "IndexError"]
+assert play(Ledger, "deposit ann 7; transfer ann bob 7; undo; balance ann; len; deposit ann 0;"
+    "transfer ann bob 9; undo; len") == [7, 1, "ValueError", "ValueError", 0]
+assert play(Ledger, "deposit ann 5; transfer ann ann 2; undo; balance ann; undo; len") == [5, 0]
+assert play(Ledger, "deposit ann 5; deposit bob 2; undo; undo; redo; balance ann; len; redo;"
+    "balance bob; redo") == [5, 1, 2, "IndexError"]
+assert play(Ledger, "deposit ann 5; undo; deposit bob 1; redo; len; undo; redo; len; has bob") == [
+    "IndexError", 1, 1, True]
+assert play(Ledger, "deposit ann 5; deposit ann 4; undo; deposit ann 0; redo; balance ann") == [
+    "ValueError", 9]
+assert play(Ledger, "deposit ann 9; pay_all ann>bob>5 bob>cy>4; balance ann; balance bob;"
+    "balance cy") == [4, 1, 4]
+assert play(Ledger, "deposit ann 9; pay_all ann>bob>5 bob>cy>6; balance ann; len; undo; len") == [
+    "ValueError", 9, 1, 0]
+assert play(Ledger, "deposit ann 9; pay_all ann>bob>5 bob>cy>1; undo; balance ann; len; redo;"
+    "balance bob; len") == [9, 1, 4, 3]
+assert play(Ledger, "deposit ann 9; undo; pay_all; redo; pay_all; balance ann; undo; len") == [9, 0]
+""",
+        "solution": """\
+class Ledger:
+    def __init__(self):
+        self.held = {}
+        self.past = []
+        self.undone = []
+
+    def deposit(self, name, amount):
+        self.check(amount)
+        self.change({**self.held, name: self.held.get(name, 0) + amount})
+
+    def transfer(self, source, target, amount):
+        self.pay_all([(source, target, amount)])
+
+    def pay_all(self, payments):
+        held = dict(self.held)
+        for source, target, amount in payments:
+            self.check(amount)
+            if held[source] < amount:
+                raise ValueError(amount)
+            held[source] -= amount
+            held[target] = held.get(target, 0) + amount
+        if payments:
+            self.change(held)
+
+    def check(self, amount):
+        if type(amount) is not int:
+            raise TypeError(amount)
+        if amount < 1:
+            raise ValueError(amount)
+
+    def change(self, held):
+        self.past.append(self.held)
+        self.held = held
+        self.undone.clear()
+
+    def undo(self):
+        held = self.past.pop()
+        self.undone.append(self.held)
+        self.held = held
+
+    def redo(self):
+        held = self.undone.pop()
+        self.past.append(self.held)
+        self.held = held
+
+    def balance(self, name):
+        return self.held[name]
+
+    def __len__(self):
+        return len(self.held)
+
+    def __contains__(self, name):
+        return name in self.held
+""",
+    },
+)
+
+
+@functools.cache
+def builtin_tasks() -> dict[str, Task]:
+    """Read when they are first asked for: a client, which has no use for them, starts faster."""
+    tasks = [Task.from_row(row).read() for row in BUILTIN_ROWS]
+    return {task.task_id: task for task in tasks}
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_the_client_plays_an_episode_at_a_url(server):
         reset = env.reset(task_id="parse-duration", seed=1, episode_id="e")
         assert reset.reward is None
         assert reset.done is False
-        expected = python_env.BUILTIN_TASKS["parse-duration"].tests_total
+        expected = python_env.builtin_tasks()["parse-duration"].tests_total
         assert reset.observation.tests_total == expected
 
         seen = env.step(PythonAction("print('hi'); 40 + 2"))
@@ -91,7 +91,7 @@ def test_text_is_an_action_and_a_task_may_stand_first(server):
 
 def test_the_tasks_of_a_server_are_listed(server):
     listed = PythonEnv(server.url).tasks()
-    assert {each["task_id"] for each in listed} >= {*python_env.BUILTIN_TASKS} - {"repl"}
+    assert {each["task_id"] for each in listed} >= {*python_env.builtin_tasks()} - {"repl"}
     assert all("prompt" in each or "difficulty" in each for each in listed)
     with pytest.raises(ConnectionFailed, match="127.0.0.1:1/tasks lists no tasks"):
         PythonEnv("http://127.0.0.1:1").tasks()

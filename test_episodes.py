@@ -33,7 +33,9 @@ from conftest import HONEST
 from conftest import IN_REPL
 from conftest import HostedPython
 from conftest import Launched
+from conftest import abort
 from conftest import all_processes
+from conftest import ask
 from conftest import call
 from conftest import command_line
 from conftest import descendants
@@ -42,16 +44,18 @@ from conftest import graded
 from conftest import hear
 from conftest import kill
 from conftest import named
+from conftest import open_tcp
+from conftest import request
 from conftest import run_code
 from conftest import tell
 from conftest import ws
 from conftest import zombies
-from python_env import BUILTIN_TASKS
 from python_env import InvalidRequest
 from python_env import PythonAction
 from python_env import PythonEnvironment
 from python_env import Sandbox
 from python_env import ServerError
+from python_env import builtin_tasks
 
 # Three asserts, each for a function of its own.
 THREE = {"tests": "assert f(2) == 4\nassert g(2) == 8\nassert h(-1) == 1"}
@@ -1288,7 +1292,7 @@ def test_four_inline_tasks_of_256_kib_do_not_stall_the_others(own):
 
 
 def test_did_you_mean_among_20_000_tasks_takes_no_long_time():
-    task = BUILTIN_TASKS["ledger"]
+    task = builtin_tasks()["ledger"]
     tasks = {f"a-task-with-quite-a-long-name-{number}": task for number in range(20_000)}
     environment = PythonEnvironment(Sandbox(), tasks, itertools.count())
 
@@ -1490,3 +1494,34 @@ def f():
     with own.session() as env:
         env.reset(tests=tests)
         assert rewards(env, code) == [1.0]
+
+
+# ── answers that come late ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reset_right_after_another_is_judged_by_its_own_tests(server):
+    # The judge is given a task while the agent thinks: it may still read the one before.
+    rows = [{"tests": f"assert f() == {n}\n" * 50, "entry_point": "f"} for n in range(6)]
+    with server.session() as env:
+        for name in [*builtin_tasks()] * 2:
+            env.reset(name)
+        for n, row in enumerate(rows):
+            env.reset("ledger")
+            assert graded(env, f"def f(): return {n}", row).reward == 1.0
+
+
+def test_a_step_never_gets_the_verdict_of_one_whose_client_left(server):
+    def gradings():
+        return ask(server, "GET", "/health")[2]["gradings"]
+
+    row = {"tests": "import time\ntime.sleep(1)\nassert f() == 1"}
+    mine = {"X-Session-Id": ask(server, "POST", "/reset", row)[1]["X-Session-Id"]}
+    before = gradings()
+    with open_tcp(server) as sock:
+        body = json.dumps({"action": {"code": "f = lambda: 0"}}).encode()
+        fields = [f"X-Session-Id: {mine['X-Session-Id']}", f"Content-Length: {len(body)}"]
+        sock.sendall(request("POST /step", *fields, body=body))
+        eventually(lambda: gradings() > before)
+        abort(sock)
+    answer = ask(server, "POST", "/step", {"action": {"code": "f = lambda: 1"}}, **mine)[2]
+    assert answer["reward"] == 1.0

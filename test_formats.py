@@ -6,6 +6,8 @@ row and a part of the words by which it is refused.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import re
 from typing import Any
@@ -15,9 +17,14 @@ import pytest
 from conftest import HERE
 from conftest import Launched
 from conftest import graded
+from python_env import TESTS
+from python_env import EnvClient
 from python_env import InvalidRequest
+from python_env import PythonEnv
 from python_env import ServerError
+from python_env import Task
 from python_env import load_tasks
+from python_env import read_row
 
 CASES = [json.loads(line) for line in (HERE / "formats.jsonl").read_text("utf-8").splitlines()]
 PLAYED = [case for case in CASES if "right" in case]
@@ -54,12 +61,30 @@ def test_a_row_hides_its_tests_from_the_prompt(server: Launched, case):
 
 @pytest.mark.parametrize("case", REFUSED, ids=name_of)
 def test_a_row_that_could_not_measure_anything_is_refused_by_name(server: Launched, case):
-    with server.session() as env:
+    with EnvClient(server.url) as client:  # which sends a row as it is
         with pytest.raises(ServerError, match=re.escape(case["refused"])) as refused:
-            env.reset(**case["row"])
+            client.reset(**case["row"])
         assert refused.value.code == "VALIDATION_ERROR"
         # Which was an answer: the session goes on.
-        assert env.reset(task_id="repl").done is False
+        assert client.reset(task_id="repl").done is False
+
+
+WITHOUT_TESTS = [case for case in REFUSED if not any(case["row"].get(name) for name in TESTS)]
+
+
+@pytest.mark.parametrize("case", WITHOUT_TESTS, ids=name_of)
+def test_our_client_refuses_a_row_without_tests_before_it_is_sent(case):
+    nobody = PythonEnv("http://127.0.0.1:1")
+    with pytest.raises(InvalidRequest, match=re.escape(case["refused"])):
+        nobody.reset(**case["row"])
+
+
+@pytest.mark.parametrize("case", PLAYED, ids=name_of)
+def test_our_client_sends_the_task_and_nothing_else(case):
+    row = {**case["row"], "seed": "of sesame", "reward": 0.5, "born": datetime.date(2026, 1, 1)}
+    sent = read_row({**row, "blob": b"x" * 5_000_000, "weight": float("nan")})
+    assert sent.keys() <= {field.name for field in dataclasses.fields(Task)} | {"inputs", "outputs"}
+    assert Task.from_row(json.loads(json.dumps(sent))) == Task.from_row(case["row"])
 
 
 def test_a_file_of_these_rows_loads_and_one_of_the_others_is_refused_line_by_line(tmp_path):

@@ -1,8 +1,8 @@
 """python_env beside the official packages, both ways round, and its image under their validator.
 
 PYTHON_ENV_PEERS names the interpreter of a virtual environment of their own (pip install openenv
-mcp uvicorn), which runs the scripts below. What is missing is a skip that says so, or a failure
-where PYTHON_ENV_REQUIRED has its word in it: "interop" or "docker".
+mcp uvicorn aiohttp), which runs the scripts below. What is missing is a skip that says so, or a
+failure where PYTHON_ENV_REQUIRED has its word in it: "interop" or "docker".
 """
 
 from __future__ import annotations
@@ -323,6 +323,26 @@ def test_two_clients_of_the_mcp_sdk_do_not_see_each_others_names(official, serve
             return [await run(url, "secret = 1", "secret"), await run(url, "secret")]
     """
     assert official(script, server.url) == [False, True]
+
+
+def test_aiohttps_websocket_plays_an_episode(official, server):
+    script = """
+        import aiohttp
+
+        async def main(url, row, code):
+            async with aiohttp.ClientSession() as http:
+                async with http.ws_connect(url + "/ws", heartbeat=1) as socket:
+                    replies = []
+                    for kind, data in (("reset", json.loads(row)), ("step", {"code": code})):
+                        await socket.send_json({"type": kind, "data": data})
+                        replies.append(await socket.receive_json(timeout=60))
+                    return replies
+    """
+    begun, paid = official(
+        script, server.url, json.dumps(ADD), f"import time\ntime.sleep(2)\n{RIGHT}"
+    )
+    assert begun["data"]["observation"]["prompt"] == ADD["prompt"]
+    assert paid["data"]["reward"] == 1.0
 
 
 # ── Our client and an official server ─────────────────────────────────────────────────────────────

@@ -14,10 +14,10 @@ import tracemalloc
 import pytest
 
 from conftest import human_eval
-from python_env import BUILTIN_TASKS
 from python_env import REPL
 from python_env import InvalidRequest
 from python_env import Task
+from python_env import builtin_tasks
 from python_env import load_tasks
 
 # What the README promises, in bytes.
@@ -706,7 +706,7 @@ def test_bad_lines_may_be_skipped(tmp_path, caplog):
     assert "line 3: expected a JSON object" in caplog.text
 
 
-# ── the built-in tasks ────────────────────────────────────────────────────────────────────────────
+# ── grading without a sandbox ─────────────────────────────────────────────────────────────────────
 
 
 class Recorded(ast.NodeTransformer):
@@ -747,201 +747,10 @@ def grade(task, code):
     return len(executed - failed) / task.tests_total
 
 
-RIGHT = {
-    "parse-duration": r"""
-import re
-
-def parse_duration(text):
-    found = re.fullmatch(r" *(?:([0-9]+)h *)?(?:([0-9]+)m *)?(?:([0-9]+)s *)?", text)
-    if not found or found.lastindex is None:
-        raise ValueError(text)
-    h, m, s = (int(part or 0) for part in found.groups())
-    return h * 3600 + m * 60 + s
-""",
-    "clean-people": """
-def clean(rows):
-    out = {}
-    for row in rows:
-        email = row["email"].strip().lower()
-        age = row.get("age", "")
-        left, at, right = email.partition("@")
-        if not (left and right) or "@" in right:
-            continue
-        age = int(age) if age.isdigit() and int(age) <= 150 else None
-        person = {"name": " ".join(row["name"].split()), "email": email, "age": age}
-        kept = out.setdefault(email, person)
-        if kept["age"] is None:
-            kept["age"] = age
-    return list(out.values())
-""",
-    "build-order": """
-import heapq
-
-def build_order(needs):
-    needs = {k: set(v) for k, v in needs.items()}
-    for v in list(needs.values()):
-        for n in v:
-            needs.setdefault(n, set())
-    users = {k: [] for k in needs}
-    for k, v in needs.items():
-        for n in v:
-            users[n].append(k)
-    left = {k: len(v) for k, v in needs.items()}
-    ready = sorted(k for k in left if not left[k])
-    order = []
-    while ready:
-        k = heapq.heappop(ready)
-        order.append(k)
-        for u in users[k]:
-            left[u] -= 1
-            if not left[u]:
-                heapq.heappush(ready, u)
-    if len(order) < len(needs):
-        raise ValueError("cycle")
-    return order
-""",
-    "fix-means": """
-def means(values, size):
-    if size < 1:
-        raise ValueError(size)
-    runs = [values[i:i + size] for i in range(0, len(values), size)]
-    return [sum(run) / len(run) for run in runs]
-""",
-    "ledger": """
-class Ledger:
-    def __init__(self):
-        self.held = {}
-        self.past = []
-
-    def deposit(self, name, amount):
-        if amount <= 0:
-            raise ValueError(amount)
-        self.past.append(dict(self.held))
-        self.held[name] = self.held.get(name, 0) + amount
-
-    def transfer(self, source, target, amount):
-        if source not in self.held:
-            raise KeyError(source)
-        if not 0 < amount <= self.held[source]:
-            raise ValueError(amount)
-        self.past.append(dict(self.held))
-        self.held[source] -= amount
-        self.held[target] = self.held.get(target, 0) + amount
-
-    def balance(self, name):
-        return self.held[name]
-
-    def undo(self):
-        self.held = self.past.pop()
-
-    def __len__(self):
-        return len(self.held)
-
-    def __contains__(self, name):
-        return name in self.held
-""",
-}
-
-# task_id: mistakes, each of which costs; what to replace in the right solution, and with what.
-MISTAKES = {
-    "parse-duration": [
-        {"fullmatch": "match"},
-        {"* 60 + s": "+ s"},
-        {'" *(': '"('},
-        {"found.lastindex is None": "False"},
-        {"[0-9]+)h *": "[0-9]+)h"},
-    ],
-    "clean-people": [
-        {'" ".join(row["name"].split())': 'row["name"].strip()'},
-        {".strip().lower()": ".strip()"},
-        {' or "@" in right': ""},
-        {"<= 150": "< 150"},
-        {'if kept["age"] is None:': "if True:"},
-        {"out = {}": "out = {}; rows.sort(key=str)"},
-        {"age = row.get": "row['name'] = row['name'].strip(); age = row.get"},
-    ],
-    "build-order": [
-        {"sorted(k": "list(k"},
-        {"heapq.heappush(ready, u)": "ready.append(u)"},
-        {"heapq.heappop(ready)": "ready.pop()"},
-        {"if len(order) <": "if 0 and len(order) <"},
-        {"needs.setdefault(n, set())": "pass"},
-    ],
-    "fix-means": [
-        {"len(values), size)": "len(values) - size, size)"},
-        {"/ len(run)": "/ size"},
-        {"if size < 1": "if size == 0"},
-        {
-            "(values, size):": "(values, size, out=[]):",
-            "return [sum(run)": "out += [sum(run)",
-            "in runs]": "in runs]; return out",
-        },
-    ],
-    "ledger": [
-        {"if amount <= 0": "if amount < 0"},
-        {"raise KeyError(source)": "return"},
-        {"0 < amount <=": "0 < amount <"},
-        {"0 < amount <= self.held[source]": "0 < amount"},
-        {"self.held[source] -= amount": "pass"},
-        {"dict(self.held)": "self.held"},
-        {"return len(self.held)": "return len(self.past)"},
-        {
-            "self.held = {}": "self.held = Ledger.shared",
-            "class Ledger:": "class Ledger:\n    shared = {}",
-        },
-        {"self.past.pop()": "self.past[-1]"},
-    ],
-}
-
-
-def with_mistake(code, mistake):
-    for right, wrong in mistake.items():
-        assert right in code
-        code = code.replace(right, wrong)
-    compile(code, "mistake", "exec")
-    return code
-
-
-@pytest.mark.parametrize("task_id", RIGHT)
-def test_a_built_in_task_pays_the_right_solution_fully_and_no_solution_nothing(task_id):
-    assert grade(BUILTIN_TASKS[task_id], RIGHT[task_id]) == 1.0
-    assert grade(BUILTIN_TASKS[task_id], "") == 0.0
-
-
-@pytest.mark.parametrize("task_id", MISTAKES)
-def test_a_built_in_task_pays_each_mistake_less_and_some_of_them_more_than_half(task_id):
-    scores = {}
-    for mistake in MISTAKES[task_id]:
-        code = with_mistake(RIGHT[task_id], mistake)
-        scores[str(mistake)] = grade(BUILTIN_TASKS[task_id], code)
-    assert max(scores.values()) < 1, scores
-    assert max(scores.values()) > 0.5, scores
-
-
-def test_the_buggy_code_in_the_prompt_earns_something_but_not_all():
-    task = BUILTIN_TASKS["fix-means"]
-    code = task.prompt.partition("\n\n")[2]
-    assert 0 < grade(task, code) < 0.5
-
-
-def test_the_built_in_tasks_are_five_from_easy_to_hard():
-    difficulties = [task.difficulty for task in BUILTIN_TASKS.values()]
-    assert difficulties == ["easy", "easy", "medium", "medium", "hard"]
-
-
-@pytest.mark.parametrize("task_id", BUILTIN_TASKS)
-def test_a_built_in_task_says_what_to_define(task_id):
-    task = BUILTIN_TASKS[task_id]
-    (name,) = names_of(task)
-    assert f"{name}(" in task.prompt
-    assert 5 <= task.tests_total <= 12
-
-
-def test_the_ledger_is_a_class():
-    assert classes_of(BUILTIN_TASKS["ledger"]) == {"Ledger"}
+# ── the repl ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_repl_has_no_tests_and_is_none_of_them():
     assert not REPL.tests_total
     assert not names_of(REPL)
-    assert REPL.task_id not in BUILTIN_TASKS
+    assert REPL.task_id not in builtin_tasks()

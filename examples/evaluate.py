@@ -14,14 +14,11 @@ is 1, and the same command tries it once more.
 from __future__ import annotations
 
 import argparse
-import ast
 import collections
-import contextlib
 import gzip
 import json
 import math
 import os
-import re
 import sys
 import threading
 import time
@@ -38,15 +35,10 @@ from python_env import PythonAction
 from python_env import PythonEnv
 from python_env import PythonEnvError
 from python_env import Task
+from python_env import complete_code
+from python_env import extract_code
 
 ATTEMPTS = 3
-
-
-class Exercise(NamedTuple):
-    """A row of the task file, and what python_env makes of it."""
-
-    row: dict[str, Any]
-    task: Task
 
 
 class Sample(NamedTuple):
@@ -62,29 +54,6 @@ class Result(NamedTuple):
     passed: bool
     reward: float
     feedback: str
-
-
-# ── What a completion means ───────────────────────────────────────────────────────────────────────
-
-
-def program_of(completion: str, task: Task) -> str:
-    """The program to grade: the code of a completion, below the prompt if it goes on from there."""
-    fenced = re.findall(r"(?ms)^```\w*[ \t]*\n(.*?)^```", completion)
-    code = fenced[-1] if fenced else completion
-    head = rf"(?m)^(async )?(def|class) {re.escape(task.entry_point)}\b"
-    is_whole = re.search(head, code) and not re.match(r"\s*\n?[ \t]", code)
-    if is_whole or not (re.search(head, task.prompt) and is_python(task.prompt)):
-        return code
-    return task.prompt + code
-
-
-def is_python(prompt: str) -> bool:
-    """Whether it is code, perhaps with a head to which a body is missing, and no plain words."""
-    for text in (prompt, f"{prompt}\n    pass"):
-        with contextlib.suppress(SyntaxError, ValueError):
-            ast.parse(text)
-            return True
-    return False
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -103,19 +72,16 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     ) from None
 
 
-def read_exercises(path: Path) -> dict[str, Exercise]:
-    exercises = {}
-    for place, row in read_lines(path):
-        task = Task.from_row(row, default_id=place)
-        exercises[task.task_id] = Exercise(row, task)
-    return exercises
+def read_tasks(path: Path) -> dict[str, Task]:
+    tasks = [Task.from_row(row, default_id=place) for place, row in read_lines(path)]
+    return {task.task_id: task for task in tasks}
 
 
-def read_samples(path: Path, exercises: dict[str, Exercise]) -> list[Sample]:
+def read_samples(path: Path, tasks: dict[str, Task]) -> list[Sample]:
     samples = []
     for place, row in read_lines(path):
         sample = Sample(str(row.get("task_id")), row.get("completion", ""))
-        if sample.task_id not in exercises or not isinstance(sample.completion, str):
+        if sample.task_id not in tasks or not isinstance(sample.completion, str):
             raise InvalidRequest(
                 f"{place}: expected a task_id of the task file, and a completion; got the task_id "
                 f"{sample.task_id[:80]!r} and the columns {[*row]!r:.200}"
@@ -153,14 +119,14 @@ def without_result(samples: list[Sample], results: list[Result]) -> list[Sample]
 class Grader:
     """Grades samples in several threads, each with a session of its own at one server."""
 
-    def __init__(self, given: argparse.Namespace, exercises: dict[str, Exercise]) -> None:
-        self.exercises = exercises
+    def __init__(self, given: argparse.Namespace, tasks: dict[str, Task]) -> None:
+        self.tasks = tasks
         self.timeout_s = given.timeout
         self.is_embedded = given.base_url is None
         self.token = None if self.is_embedded else os.environ.get("PYTHON_ENV_TOKEN")
-        # The embedded server knows the tasks; to any other each row is sent.
-        tasks = given.tasks if self.is_embedded else None
-        self.server = PythonEnv(given.base_url, tasks=tasks, token=self.token)
+        # The embedded server knows the tasks; to any other they are sent.
+        file = given.tasks if self.is_embedded else None
+        self.server = PythonEnv(given.base_url, tasks=file, token=self.token)
         self.own = threading.local()
 
     def grade(self, sample: Sample) -> Result:
@@ -176,13 +142,13 @@ class Grader:
         return self.attempt(sample)
 
     def attempt(self, sample: Sample) -> Result:
-        row, task = self.exercises[sample.task_id]
-        columns = {} if self.is_embedded else row
+        row = self.tasks[sample.task_id].to_row()
         if not hasattr(self.own, "env"):
             self.own.env = PythonEnv(self.server.base_url, token=self.token)
         env = self.own.env
-        env.reset(**{**columns, "task_id": task.task_id, "max_steps": 1})
-        code = program_of(sample.completion, task)
+        columns = {} if self.is_embedded else row
+        env.reset(**{**columns, "task_id": sample.task_id, "max_steps": 1})
+        code = complete_code(extract_code(sample.completion), row)
         result = env.step(PythonAction(code, timeout_s=self.timeout_s))
         if result.reward is None:
             raise PythonEnvError("the server gave no reward")
@@ -196,13 +162,13 @@ class Grader:
 
 
 def evaluate(given: argparse.Namespace) -> int:
-    exercises = read_exercises(given.tasks)
-    samples = read_samples(given.samples, exercises)
+    tasks = read_tasks(given.tasks)
+    samples = read_samples(given.samples, tasks)
     results = read_results(given.out)
     todo = without_result(samples, results)
     faults = []
     bar = Bar(len(samples), len(samples) - len(todo))
-    grader = Grader(given, exercises)
+    grader = Grader(given, tasks)
     pool = ThreadPoolExecutor(given.workers)
     try:
         running = {pool.submit(grader.grade, sample): sample for sample in todo}
@@ -221,7 +187,7 @@ def evaluate(given: argparse.Namespace) -> int:
         pool.shutdown(cancel_futures=True)
         grader.server.close()
         bar.clear()
-    print_report(given, exercises, results)
+    print_report(given, tasks, results)
     for words in faults:
         print(f"no verdict, not counted: {words}", file=sys.stderr)
     return 1 if faults else 0
@@ -236,13 +202,11 @@ def pass_at_k(total: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(total - passed, k) / math.comb(total, k)
 
 
-def print_report(given: argparse.Namespace, exercises: dict, results: list[Result]) -> None:
+def print_report(given: argparse.Namespace, tasks: dict[str, Task], results: list[Result]) -> None:
     totals = collections.Counter(each.task_id for each in results)
     passed = collections.Counter(each.task_id for each in results if each.passed)
     print(f"{passed.total()} of {totals.total()} samples passed, of {len(totals)} tasks", end="")
-    print(
-        f"; {len(exercises) - len(totals)} tasks have none" if len(exercises) > len(totals) else ""
-    )
+    print(f"; {len(tasks) - len(totals)} tasks have none" if len(tasks) > len(totals) else "")
     for k in given.k:
         # As in HumanEval's own harness: only where every task has as many.
         if totals and min(totals.values()) >= k:

@@ -2256,6 +2256,13 @@ def comma_list(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
+def paint(text: str, is_good: bool) -> str:
+    """The text in green, or in yellow: on a terminal only, and not where NO_COLOR is set."""
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+        return text
+    return f"\x1b[{32 if is_good else 33}m{text}\x1b[0m"
+
+
 def warn_of_unknown_variables() -> None:
     for name in os.environ:
         if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
@@ -2394,7 +2401,7 @@ def run_check(given: argparse.Namespace) -> int:
         return int(bool(rows))
     for row in rows:
         print(f"{row.task_id}: {row.reason}".removeprefix(": "))
-    print(f"{total - len(rows)} of {total} rows are sound")
+    print(paint(f"{total - len(rows)} of {total} rows are sound", not rows))
     return int(bool(rows))
 
 
@@ -2409,7 +2416,13 @@ RIGHT = ALMOST_RIGHT.replace("):", "):\n    if size < 1: raise ValueError(size)"
 
 
 def add_demo(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="play a built-in task against a server of its own")
+    parser = commands.add_parser(
+        "demo",
+        help="play a built-in task against a server of its own",
+        description="Play fix-means: first a program with a bug, then a right one.",
+        epilog="Exit code 0 when the task was solved.\n\n  python-env demo\n",
+        formatter_class=Help,
+    )
     parser.set_defaults(run=run_demo)
 
 
@@ -2421,7 +2434,7 @@ def run_demo(given: argparse.Namespace) -> int:
             result = env.step(PythonAction(code))
             seen = result.observation
             verdict = f"reward {result.reward:.2f}  done {result.done}  {seen.feedback}"
-            print(f"\n{code}\n--> {seen.stdout}{verdict}")
+            print(f"\n{code}\n--> {seen.stdout}{paint(verdict, result.done)}")
     return 0 if result.reward == 1.0 else 1
 
 

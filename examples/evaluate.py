@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import gzip
 import json
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +127,7 @@ class Grader:
         # The embedded server knows the tasks; to any other they are sent.
         file = given.tasks if self.is_embedded else None
         self.server = PythonEnv(given.base_url, tasks=file, token=self.token)
-        self.own = threading.local()
+        self.idle: list[PythonEnv] = []
 
     def grade(self, sample: Sample) -> Result:
         """Raises PythonEnvError when there is no verdict after some attempts."""
@@ -143,22 +143,39 @@ class Grader:
 
     def attempt(self, sample: Sample) -> Result:
         row = self.tasks[sample.task_id].to_row()
-        if not hasattr(self.own, "env"):
-            self.own.env = PythonEnv(self.server.base_url, token=self.token)
-        env = self.own.env
         columns = {} if self.is_embedded else row
-        env.reset(**{**columns, "task_id": sample.task_id, "max_steps": 1})
         code = complete_code(extract_code(sample.completion), row)
-        result = env.step(PythonAction(code, timeout_s=self.timeout_s))
+        with self.session() as env:
+            env.reset(**{**columns, "task_id": sample.task_id, "max_steps": 1})
+            result = env.step(PythonAction(code, timeout_s=self.timeout_s))
         if result.reward is None:
             raise PythonEnvError("the server gave no reward")
         return Result(*sample, result.reward == 1.0, result.reward, result.observation.feedback)
 
+    @contextlib.contextmanager
+    def session(self) -> Iterator[PythonEnv]:
+        """A session that no other thread uses meanwhile; used again where nothing went wrong."""
+        try:
+            env = self.idle.pop()
+        except IndexError:
+            env = PythonEnv(self.server.base_url, token=self.token)
+        try:
+            yield env
+        except PythonEnvError:
+            env.close()
+            raise
+        self.idle.append(env)
+
     def begin_again(self) -> None:
         """After a lost connection: an embedded server that died starts again, at another port."""
-        self.own.__dict__.clear()
+        self.idle.clear()
         if self.is_embedded:
             self.server.reset("repl")
+
+    def close(self) -> None:
+        for env in self.idle:
+            env.close()
+        self.server.close()
 
 
 def evaluate(given: argparse.Namespace) -> int:
@@ -185,7 +202,7 @@ def evaluate(given: argparse.Namespace) -> int:
     finally:
         # After Ctrl-C the samples that are being graded end first: a step is a matter of seconds.
         pool.shutdown(cancel_futures=True)
-        grader.server.close()
+        grader.close()
         bar.clear()
     print_report(given, tasks, results)
     for words in faults:

@@ -1614,6 +1614,10 @@ class Session:
                     observation = await self.step(data, timeout_s)
                 self.stage = Stage.DONE if observation.done else Stage.RUNNING
                 return observation_data(observation)
+        except Exception as error:
+            if self.stage is Stage.CLOSED:  # so its processes died under it, and nobody is at fault
+                raise SessionError("the session was closed while this ran") from error
+            raise
         finally:
             self.calls -= 1
             self.used = time.monotonic()
@@ -7489,64 +7493,647 @@ def zygote_main() -> None:
 # 13. The page, the built-in tasks
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
-PAGE_POLICY = "default-src 'self' 'unsafe-inline'"  # Content-Security-Policy
+# The Content-Security-Policy: nothing from outside, and calls to this server alone.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
 PAGE = r"""<!doctype html><html lang="en"><meta charset="utf-8"><title>$NAME</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-  :root { color-scheme: light dark; font: 1rem/1.5 system-ui } dt { opacity: .7 }
-  body { max-width: 46rem; margin: 2rem auto; padding: 1rem } label:not([hidden]) { display: grid }
-  pre, dd, textarea { font: .9rem/1.5 monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-</style><h1>$NAME</h1> <label id="access" hidden>Token <input id="token" type="password"></label>
-<label id="choice">Task <select id="task"><option>repl</option></select></label>
-<pre id="prompt"></pre> <label>Action (Ctrl+Enter runs it)
-<textarea id="input" rows="8" spellcheck="false">print(6 * 7)</textarea></label>
-<button id="run">Run</button> <button id="restart">Reset</button> <output id="message"></output>
-<dl id="outcome" aria-live="polite"></dl> <h2>Routes</h2> <main id="routes"></main>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
+ viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%231f5fbf'/%3E%3Cpath
+ d='M4 4l4 4-4 4M9 12h4' stroke='white' stroke-width='2' fill='none'/%3E%3C/svg%3E">
+<style>
+  :root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2024; --dim: #59616b;
+    --line: #d5d9df; --soft: #f0f2f5; --key: #1f5fbf; --on-key: #fff; --good: #17702f;
+    --bad: #b3261e; --alert: #fdeceb; font: 100%/1.5 system-ui, sans-serif }
+  @media (prefers-color-scheme: dark) { :root { --back: #0f1216; --card: #171b21; --text: #e4e8ed;
+    --dim: #9ba5b1; --line: #323943; --soft: #1f252d; --key: #8ab8ff; --on-key: #0b1a30;
+    --good: #5fd27a; --bad: #ff9389; --alert: #3a1e1d } }
+  * { box-sizing: border-box }
+  [hidden] { display: none !important }
+  body { margin: 0; background: var(--back); color: var(--text) }
+  header, main, footer { max-width: 84rem; margin: 0 auto; padding: 0 1.25rem }
+  header { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline; padding-top: .9rem }
+  h1 { margin: 0; font-size: 1.2rem } h2 { margin: 0 0 .5rem; font-size: .95rem }
+  p { margin: 0 0 .6rem } p:last-child, p:empty { margin: 0 }
+  #prompt .item { padding-left: 1.4rem; text-indent: -.7rem; margin-bottom: .3rem }
+  .dim, small, th, dt, caption { color: var(--dim); font-size: .875rem }
+  .column > *, details { background: var(--card); border: 1px solid var(--line);
+    border-radius: .6rem; padding: .9rem 1rem; margin: 0 0 1rem }
+  .row { display: flex; flex-wrap: wrap; gap: .5rem .6rem; align-items: center }
+  .row > :last-child:not(:first-child) { margin-left: auto } label { font-weight: 600 }
+  main { padding-top: .9rem }
+  @media (min-width: 60rem) {
+    main { display: grid; gap: 1rem; grid-template-columns: minmax(0, 11fr) minmax(0, 9fr) }
+    #seen { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto }
+    #dock { position: sticky; top: 0; z-index: 1 } #verdict { font-size: 1.5rem } }
+  @media (max-width: 59.99rem) {
+    header, main, footer { padding-left: .75rem; padding-right: .75rem }
+    .column { display: contents } html { scroll-padding-bottom: 10rem }
+    #dock { position: sticky; bottom: 0; top: 0; z-index: 1; margin: 0 -.75rem 1rem;
+      border-radius: 0; border-width: 1px 0; padding: .6rem .75rem; box-shadow: 0 0 .8rem #0003 }
+    #dock button { padding: .2rem .6rem } #dock #run { min-width: 5.5rem } }
+  button, select, input, textarea { font: inherit; color: inherit; background: var(--card);
+    border: 1px solid var(--line); border-radius: .4rem }
+  button, select, input { min-height: 2.4rem; padding: .2rem .8rem; max-width: 100% }
+  button { cursor: pointer } button:hover { background: var(--soft) }
+  #run { background: var(--key); color: var(--on-key); border-color: var(--key);
+    font-weight: 600; min-width: 6.5rem }
+  #stop { color: var(--bad); border-color: var(--bad) } #task, #token { flex: 1 1 11rem;
+    min-width: 0 }
+  :focus-visible { outline: 2px solid var(--key); outline-offset: 2px }
+  pre, textarea, code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
+  pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
+  pre, code { background: var(--soft); border-radius: .4rem } pre { padding: .5rem .7rem }
+  code { padding: .1em .3em } #prompt { margin-top: .8rem; overflow-wrap: anywhere }
+  #prompt p { white-space: pre-wrap } #prompt pre { margin: 0 0 .6rem }
+  #prompt pre:last-child, #prompt:empty { margin: 0 }
+  #editor { display: grid; grid-template-columns: auto minmax(0, 1fr); margin: .6rem 0 0;
+    border: 1px solid var(--line); border-radius: .4rem; overflow: hidden }
+  #editor:focus-within { outline: 2px solid var(--key); outline-offset: 1px }
+  #lines { color: var(--dim); text-align: right; white-space: pre; overflow: hidden; height: 0;
+    min-height: 100%; border-radius: 0; user-select: none; padding-bottom: 3rem }
+  #lines, #code { font-size: 1rem; tab-size: 4 }
+  #code { border: 0; border-radius: 0; outline: 0; width: 100%; padding: .5rem .6rem;
+    resize: vertical; white-space: pre; overflow: auto; min-height: 15rem; max-height: 70vh;
+    field-sizing: content }
+  #code::placeholder { color: var(--dim); opacity: 1 }
+  #stdin { width: 100%; margin-top: .5rem; font-size: 1rem } #input { margin: .8rem 0 0 }
+  #verdict { font-size: 1.25rem; font-weight: 650; line-height: 1.3 }
+  #line { display: flex; flex-wrap: wrap; gap: 0 .8rem; align-items: baseline; margin-top: .6rem }
+  .good { color: var(--good) } .bad { color: var(--bad) }
+  #bar { height: .4rem; border-radius: .2rem; margin-top: .5rem; background: var(--soft);
+    overflow: hidden } #bar div { height: 100%; background: var(--good) }
+  #alarm:not([hidden]) { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }
+  #message { flex: 1 1 14rem; overflow-wrap: anywhere } #alarm { margin-top: .6rem; padding: .5rem
+    .7rem; background: var(--alert); border-left: 3px solid var(--bad); border-radius: .3rem }
+  #message, #feedback { white-space: pre-line } #feedback { overflow-wrap: anywhere }
+  dl, dd { margin: 0 } dt { margin-top: .5rem } pre { overflow: hidden }
+  dl details { padding: .4rem .7rem; margin: .4rem 0 0 } summary { cursor: pointer }
+  dl details pre { margin-top: .4rem; max-height: 26rem; overflow: auto }
+  svg { display: block; width: 100%; height: auto; margin-bottom: .5rem; color: var(--key) }
+  svg text { fill: var(--dim); font-size: 12px } svg .grid { stroke: var(--line) }
+  table { width: 100%; border-collapse: collapse; table-layout: fixed; font-size: .875rem }
+  caption { text-align: left } th { text-align: left; font-weight: 400 }
+  th, td { padding: .2rem .5rem .2rem 0; overflow: hidden; text-overflow: ellipsis;
+    white-space: nowrap } tr { border-bottom: 1px solid var(--line) }
+  td:first-child, th:first-child { width: 6.2rem; overflow: visible } td button { min-height: 2rem;
+    padding: .1rem .6rem } td:nth-child(3), th:nth-child(3) { width: 4.2rem }
+  td:nth-child(2), th:nth-child(2) { width: 7rem } footer pre { margin: .3rem 0 .6rem }
+  footer a { color: var(--key) } footer h2 { margin: .9rem 0 .3rem }
+  @media (max-width: 34rem) { th:nth-child(4), td:nth-child(4) { display: none }
+    svg text { font-size: 16px } }
+  @media (hover: none) { #keys { display: none } }
+</style>
+<header><h1>$NAME</h1><span class="dim" id="about"></span><small id="facts"></small></header>
+<main>
+<div class="column">
+  <form id="access" hidden>
+    <label for="token">Token of this server</label>
+    <div class="row"><input id="token" type="password" autocomplete="off">
+      <button>Use this token</button></div>
+  </form>
+  <section aria-label="Task">
+    <div class="row" id="choice"><label for="task">Task</label><select id="task"></select></div>
+    <div id="prompt"></div>
+  </section>
+  <section aria-label="Editor">
+    <div class="row"><label for="code" id="kind">Code</label>
+      <small id="keys">Ctrl+Enter runs. Esc, then Tab leaves the editor.</small></div>
+    <div id="editor"><pre id="lines" aria-hidden="true">1</pre><textarea id="code" rows="10"
+      aria-describedby="keys" spellcheck="false" autocapitalize="off" autocomplete="off"
+      autocorrect="off" wrap="off" placeholder="# Write Python here"></textarea></div>
+    <details id="input" hidden><summary>Standard input</summary>
+      <textarea id="stdin" rows="3" spellcheck="false" aria-label="Standard input"></textarea>
+    </details>
+  </section>
+</div>
+<div class="column" id="seen">
+  <section id="dock" aria-label="Run and verdict">
+    <div class="row"><button id="run">Run</button><button id="stop" hidden>Stop</button>
+      <button id="restart">New episode</button><span class="dim" id="left"></span></div>
+    <div id="line"><output id="verdict">Loading…</output><span class="dim" id="reward"></span></div>
+    <div id="bar" hidden><div></div></div>
+    <div id="alarm" hidden><div id="message" role="alert"></div>
+      <button id="retry" hidden>Try again</button></div>
+  </section>
+  <section aria-label="Output"><h2>Output</h2><p id="feedback" role="status"></p>
+    <dl id="output"></dl></section>
+  <section aria-label="Steps"><h2>Steps</h2>
+    <svg id="plot" role="img" aria-labelledby="plot-title plot-desc" viewBox="0 0 480 132" hidden>
+      <title id="plot-title">Reward over the steps of this episode</title>
+      <desc id="plot-desc"></desc><g id="drawing"></g></svg>
+    <p class="dim" id="none">The code of each step comes back into the editor by a click here.</p>
+    <table id="history" hidden><thead><tr><th>Step<th>Verdict<th>Reward<th>Code</thead></table>
+    <p class="dim" id="note" role="status"></p></section>
+</div>
+</main>
+<footer><details><summary>The same from Python or curl, and all routes</summary>
+  <h2>Python</h2><pre id="python"></pre><button data-copies="python">Copy</button>
+  <h2>curl</h2><pre id="curl"></pre><button data-copies="curl">Copy</button>
+  <h2>Routes</h2><p>POST reset, step, mcp; WebSocket ws; GET state and <span id="routes"></span></p>
+</details></footer>
 <script type="module">
-const ui = Object.fromEntries(Array.from(document.querySelectorAll("[id]"), (e) => [e.id, e]));
-const headers = { "Content-Type": "application/json" }; let example = { code: ui.input.value };
-const make = (tag, textContent) => Object.assign(document.createElement(tag), { textContent });
-async function call(path, body) {  // the reply's JSON, or an Error that reads well
-  const options = { headers, method: body ? "POST" : "GET", body: JSON.stringify(body) };
-  const reply = await fetch(path, options), data = await reply.json();
-  if (path === "/reset") headers["X-Session-Id"] = reply.headers.get("X-Session-Id") ?? "";
-  ui.access.hidden = reply.status !== 401;
-  if (reply.ok) return data;
-  const faults = [data.detail].flat().map((e) => e.msg ? `${e.loc.join(".")}: ${e.msg}` : e);
-  throw Error(`${reply.status} ${faults.join("; ")}`); }
-async function send(path, body) {  // resets or steps, and shows what came of it
-  const { observation: { prompt, metadata, ...fields }, reward, done } = await call(path, body);
-  if (prompt || path === "/reset") ui.prompt.textContent = prompt;
-  ui.outcome.replaceChildren(...Object.entries({ ...fields, reward, done }).flatMap(([name, it]) =>
-    [make("dt", name), make("dd", typeof it === "object" ? JSON.stringify(it) : it)])); }
-const reset = () => send("/reset", example.code ? { task_id: ui.task.value } : {});
-async function step() {
-  const text = ui.input.value, action = example.code ? { code: text } : JSON.parse(text);
-  if (!headers["X-Session-Id"]) await reset();
-  await send("/step", { action }); }
-async function load() {  // the tasks; where actions are not code, a box for their JSON
-  const { properties, required = [] } = (await call("/schema")).action;
-  for (const { task_id, difficulty } of (await call("/tasks")).tasks)
-    ui.task.add(new Option(`${task_id} (${difficulty})`, task_id));
-  if (!(ui.choice.hidden = !properties.code)) return;
-  example = Object.fromEntries(required.map((name) => [name, properties[name].type]));
-  ui.input.value = JSON.stringify(example, null, 2); }
-const attempt = (work) => async () => { ui.message.textContent = "Running…";
-  ui.message.textContent = await work().then(() => "", String); };
-ui.run.onclick = attempt(step); ui.restart.onclick = ui.task.onchange = attempt(reset);
-ui.input.onkeydown = (e) => (e.ctrlKey || e.metaKey) && e.key === "Enter" && ui.run.click();
-ui.token.onchange = () => { headers.Authorization = `Bearer ${ui.token.value}`; attempt(load)(); };
-await attempt(load)();
-const bodies = { reset: { task_id: "repl" }, step: { action: example },
-  mcp: { jsonrpc: "2.0", id: 1, method: "tools/list" } };
-for (const name of "reset step mcp ws state tasks health metadata schema openapi.json".split(" ")) {
-  const body = bodies[name] && JSON.stringify(bodies[name]);
-  const data = body ? ` -H 'Content-Type: application/json' -d '${body}'` : "";
-  const python = `from python_env import PythonEnv
-with PythonEnv(base_url="${origin}") as env:\n    print(env.reset())`;
-  const text = make("pre", name === "ws" ? python : `curl -b jar -c jar ${origin}/${name}${data}`);
-  const copy = make("button", "Copy"), method = name === "ws" ? "WS" : data ? "POST" : "GET";
-  copy.onclick = () => { getSelection().selectAllChildren(text); document.execCommand("copy"); };
-  ui.routes.append(make("h3", `${method} /${name}`), text, copy); }</script>"""
+const ui = {};
+for (const element of document.querySelectorAll("[id]")) ui[element.id] = element;
+const base = location.pathname.replace(/docs\/*$/, "");  // so that it works below a prefix
+const SVG = "http://www.w3.org/2000/svg";
+const SHOWN = "done reward metadata prompt feedback task_id tests_passed tests_total exit_code";
+
+let token = "";
+let session = "";  // the server's name for ours
+let running = null;  // the AbortController of what runs
+let schema = null;  // null: not loaded yet
+let isPython = false;  // else the editor holds an action's JSON
+let again = null;  // what "Try again" does
+let leaves = false;  // whether the next Tab leaves the editor
+let episode = { number: 0, steps: [], most: null, taken: 0, isOver: true };
+
+// Everything that comes from outside becomes text here, and never markup.
+function make(tag, text = "", className = "") {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  element.className = className;
+  return element;
+}
+function draw(tag, attributes, text = "") {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  return element;
+}
+const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+// ── The server ──
+
+class Trouble extends Error {
+  constructor(status, words) { super(words); this.status = status; }
+}
+function headers() {
+  const all = { "Content-Type": "application/json" };
+  // A header holds bytes, and a token may have other letters than ASCII's.
+  const bytes = String.fromCharCode(...new TextEncoder().encode(token));
+  if (token) all.Authorization = `Bearer ${bytes}`;
+  if (session) all["X-Session-Id"] = session;
+  return all;
+}
+async function call(signal, path, body) {  // the JSON of the reply, or a Trouble in plain words
+  const options = { method: "GET", headers: headers(), signal };
+  if (body) Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+  let reply = null;
+  let data = null;
+  try {
+    reply = await fetch(base + path, options);
+    data = await reply.json();
+  } catch (error) {
+    if (signal.aborted) throw error;
+  }
+  if (!reply) {
+    throw new Trouble(0, "The server does not answer: it was stopped, or the network is down. "
+      + "Your code is still here. Try again when the server is back.");
+  }
+  if (reply.ok && data) {
+    if (path === "reset") session = reply.headers.get("X-Session-Id") ?? "";
+    return data;
+  }
+  const faults = [data?.detail ?? "no reason given"].flat();
+  const words = faults.map((one) => one.msg ? `${one.loc.join(".")}: ${one.msg}` : one).join("\n");
+  if (reply.status === 401) {
+    throw new Trouble(401, token ? "The server did not accept this token."
+      : "The server asks for its token: enter it above the task.");
+  }
+  if (reply.status === 503) throw new Trouble(503, `The server is busy: ${words}`);
+  if (!data) {
+    throw new Trouble(reply.status, `The answer was not the environment's (HTTP ${reply.status}): `
+      + "something between here and the server is at fault, or the server is just starting.");
+  }
+  throw new Trouble(reply.status, `The server refused this: ${words}`);
+}
+
+// ── What runs: one thing at a time ──
+
+async function act(work) {
+  running?.abort();
+  const mine = new AbortController();
+  running = mine;
+  say("");
+  const began = Date.now();
+  const clock = setInterval(() => {  // most is over before anyone could read this
+    ui.stop.hidden = false;
+    ui.run.textContent = `Running… ${Math.round((Date.now() - began) / 1000)} s`;
+  }, 250);
+  ui.run.setAttribute("aria-disabled", "true");
+  try {
+    if (!schema && work !== load) await load(mine.signal);
+    await work(mine.signal);
+  } catch (error) {
+    if (!mine.signal.aborted) explain(error, work);
+  }
+  clearInterval(clock);
+  if (running !== mine) return;
+  running = null;
+  if (document.activeElement === ui.stop) ui.run.focus();
+  ui.stop.hidden = true;
+  ui.run.textContent = "Run";
+  ui.run.removeAttribute("aria-disabled");
+}
+function say(words) {
+  ui.alarm.hidden = !words;
+  ui.message.textContent = words;
+  ui.retry.hidden = true;
+}
+function explain(error, work) {
+  if (!(error instanceof Trouble)) console.error(error);
+  say(error.message);
+  clearResult("No verdict");
+  ui.access.hidden = ui.access.hidden && error.status !== 401;
+  if (error.status === 401) ui.token.focus();
+  again = work;
+  ui.retry.hidden = ![0, 502, 503, 504].includes(error.status);
+}
+function stop() {
+  if (!running) return;
+  running.abort();
+  const ended = { method: "DELETE", headers: headers() };
+  if (session) fetch(`${base}mcp`, ended).catch(() => {});  // which ends any session
+  session = "";
+  clearResult("Stopped");
+  say("Stopped, and the session is closed: names that earlier steps defined are gone. "
+    + "Run begins a new episode.");
+  ui.left.textContent = "";
+}
+
+// ── An episode ──
+
+async function load(signal) {
+  const found = await call(signal, "schema");
+  const { tasks } = await call(signal, "tasks");
+  const about = await call(signal, "metadata");
+  ui.access.hidden = true;
+  ui.about.textContent = about.description;
+  const isFull = about.isolation?.full;
+  const reached = isFull === undefined ? "" : ` · isolation ${isFull ? "full" : "partial"}`;
+  ui.facts.textContent = `version ${about.version}${reached}`;
+  const { properties, required = [] } = found.action;
+  isPython = "code" in properties && required.every((name) => name === "code");
+  const options = tasks.map((task) => {
+    const facts = [task.difficulty, plural(task.tests_total ?? 0, "test")].filter(Boolean);
+    return new Option(`${task.task_id} (${facts.join(", ")})`, task.task_id);
+  });
+  if (isPython && "tests_total" in found.observation.properties) {
+    options.push(new Option("repl (no tests)", "repl"));
+  }
+  ui.task.replaceChildren(...options);
+  ui.choice.hidden = !options.length;
+  for (const { value } of options) {
+    if (`#${encodeURIComponent(value)}` === location.hash) ui.task.value = value;
+  }
+  ui.input.hidden = !(isPython && "stdin" in properties);
+  if (!isPython) describeAction(properties, required);
+  schema = found;
+  await reset(signal);
+}
+function describeAction(properties, required) {
+  const example = {};
+  for (const name of required) {
+    const { type, minimum = 0 } = properties[name];
+    const simple = { integer: minimum, number: minimum, boolean: false, array: [], object: {} };
+    example[name] = simple[type] ?? "";
+  }
+  ui.kind.textContent = "Action, as JSON";
+  ui.code.placeholder = "";
+  ui.code.value ||= JSON.stringify(example, null, 2);
+  number();
+  const lines = Object.entries(properties).map(([name, { type = "any", description = "" }]) =>
+    make("p", `${name} (${type}${required.includes(name) ? ", required" : ""}): ${description}`));
+  ui.prompt.replaceChildren(...lines);
+}
+async function reset(signal) {
+  const data = await call(signal, "reset", ui.task.value ? { task_id: ui.task.value } : {});
+  const seen = data.observation;
+  const { number } = episode;
+  episode = { number: number + 1, steps: [], most: null, taken: 0, isOver: false };
+  if (seen.prompt) ui.prompt.replaceChildren(...rendered(seen.prompt));
+  clearResult("Not run yet");
+  if (seen.tests_total) {
+    ui.feedback.textContent = `${plural(seen.tests_total, "hidden test")} (assert statements, or `
+      + "inputs of a program): each counts the same.";
+  }
+  showOutput(seen);
+  plot();
+  await count(signal);
+  showCommands();
+}
+async function step(signal) {
+  const action = readAction();
+  if (!session || episode.isOver) await reset(signal);
+  const waiting = setTimeout(() => { clearResult("Running…"); }, 250);
+  try {
+    let data;
+    let lost = false;
+    try {
+      data = await call(signal, "step", { action });
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      lost = episode.steps.length > 0;
+      session = "";
+      await reset(signal);
+      data = await call(signal, "step", { action });
+    }
+    clearTimeout(waiting);
+    show(data);
+    record(ui.code.value, data);
+    if (lost) {
+      say("The session was lost: nobody used it for too long, or the server was restarted. "
+        + "So this ran as the first step of a new episode: names of earlier steps are gone.");
+    }
+  } catch (error) {
+    clearTimeout(waiting);
+    if (error.status === 409) await count(signal);
+    throw error;
+  }
+  await count(signal).catch(() => {});  // the verdict stands; what is wrong the next call will say
+}
+function readAction() {
+  const stdin = ui.stdin.value ? { stdin: ui.stdin.value } : {};
+  if (isPython) return { code: ui.code.value, ...stdin };
+  try {
+    return JSON.parse(ui.code.value);
+  } catch (error) {
+    throw new Trouble(422, `The action is no JSON: ${error.message}`);
+  }
+}
+async function count(signal) {  // the steps that are left, as the server knows them
+  const state = await call(signal, "state");
+  episode.taken = state.step_count ?? 0;
+  episode.most = state.max_steps ?? null;
+  const left = episode.most === null ? "" : `${episode.most - episode.taken} of `
+    + `${plural(episode.most, "step")} left`;
+  ui.left.textContent = episode.isOver ? "Episode over: Run begins another" : left;
+  plot();
+}
+
+// ── What came of it ──
+
+function rendered(prompt) {  // paragraphs, items of lists, code
+  const isCode = new RegExp("^(    |\\t|>>>|```|@\\w|(async )?def \\w+ *\\(|class \\w+.*:$|"
+    + "import \\w+$|from \\S+ import )", "m");
+  const parts = [];
+  for (const block of prompt.split(/\n[^\S\n]*\n/)) {
+    const last = parts.at(-1);
+    const isOpen = last?.isCode && (last.text.match(/^```/gm) ?? []).length % 2 === 1;
+    const looksSo = isOpen || isCode.test(block);
+    if (last && last.isCode && looksSo) last.text += `\n\n${block}`;
+    else parts.push({ isCode: looksSo, text: block });
+  }
+  return parts.filter((part) => part.text.trim()).flatMap(({ isCode: asCode, text }) => {
+    if (asCode) return [make("pre", text.replace(/^```.*\n?/gm, "").replace(/^\n+|\s+$/g, ""))];
+    return text.trim().split(/\n(?=\s*(?:[-*•]|\d+[.)])\s)/).map((item) => {
+      const line = make("p", "", /^\s*([-*•]|\d+[.)])\s/.test(item) ? "item" : "");
+      for (const piece of item.replace(/\s*\n\s*/g, " ").split(/(`[^`]+`)/)) {
+        line.append(/^`.+`$/.test(piece) ? make("code", piece.slice(1, -1)) : piece);
+      }
+      return line;
+    });
+  });
+}
+function verdictOf({ observation: seen, reward }) {
+  if (seen.tests_total) {
+    const late = seen.exit_code === 124 ? ", timed out" : "";
+    return `${seen.tests_passed} of ${plural(seen.tests_total, "test")} passed${late}`;
+  }
+  if (seen.exit_code === 0) return "Ran without an error";
+  if (seen.exit_code === 124) return "Timed out";
+  if (seen.exit_code) return `Ended with exit code ${seen.exit_code}`;
+  return typeof reward === "number" ? `Reward ${reward}` : "Done";
+}
+const isGraded = ({ observation: seen, reward }) =>
+  typeof reward === "number" && (seen.tests_total > 0 || !("exit_code" in seen));
+function clearResult(verdict) {
+  ui.verdict.textContent = verdict;
+  ui.verdict.className = "dim";
+  ui.reward.textContent = ui.feedback.textContent = "";
+  ui.bar.hidden = true;
+  ui.output.replaceChildren();
+}
+function show(data) {
+  const { observation: seen, reward, done } = data;
+  const isBad = seen.exit_code || (seen.tests_total && !seen.tests_passed);
+  episode.isOver = done;
+  ui.verdict.textContent = verdictOf(data);
+  ui.verdict.className = seen.tests_total && reward === 1 ? "good" : isBad ? "bad" : "";
+  const isSolved = seen.tests_total && seen.tests_passed === seen.tests_total;
+  const worth = isGraded(data) ? `reward ${reward.toFixed(2)}` : "";
+  ui.reward.textContent = [isSolved ? "solved" : "", worth].filter(Boolean).join(" · ");
+  ui.bar.hidden = !seen.tests_total;
+  ui.bar.firstChild.style.width = `${100 * seen.tests_passed / (seen.tests_total || 1)}%`;
+  const isSaid = seen.feedback === `${ui.verdict.textContent}.`;
+  ui.feedback.textContent = isSaid ? "" : seen.feedback ?? "";
+  const { top, bottom } = ui.verdict.getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) ui.dock.scrollIntoView({ block: "nearest" });
+  showOutput(seen);
+  if (ui.output.childElementCount) return;
+  ui.output.append(make("dt", "output"), make("dd", "Nothing was printed.", "dim"));
+}
+function showOutput(seen) {
+  const fields = Object.entries(seen).filter(([name, value]) =>
+    !SHOWN.split(" ").includes(name) && value !== null && value !== "");
+  if (Object.keys(seen.metadata ?? {}).length) fields.push(["metadata", seen.metadata]);
+  ui.output.replaceChildren(...fields.flatMap(([name, value]) => {
+    const text = typeof value === "string" ? value : JSON.stringify(value);
+    return [make("dt", name), folded(name, text)];
+  }));
+}
+function folded(name, text) {  // a long text: its beginning, or a traceback's end, and the rest
+  const item = make("dd");
+  const lines = text.replace(/\n$/, "").split("\n");
+  if (lines.length <= 20 && text.length <= 2_000) {
+    item.append(make("pre", text));
+    return item;
+  }
+  const isTail = name === "stderr";
+  const part = (isTail ? lines.slice(-8) : lines.slice(0, 8)).join("\n");
+  const cut = isTail ? part.slice(-800) : part.slice(0, 800);
+  const all = make("details");
+  const whole = make("pre", text);
+  whole.tabIndex = 0;
+  whole.setAttribute("role", "region");
+  whole.ariaLabel = `All of ${name}`;
+  const size = `${plural(lines.length, "line")}, ${plural(text.length, "character")}`;
+  all.append(make("summary", `All of ${name}: ${size}`), whole);
+  item.append(make("pre", isTail ? `…\n${cut}` : `${cut}\n…`), all);
+  return item;
+}
+function record(code, data) {
+  episode.steps.push(isGraded(data) ? data.reward : null);
+  const number = episode.steps.length;
+  if (number === 1) {
+    const row = ui.history.tHead.insertAdjacentElement("afterend", make("tbody")).insertRow();
+    const title = make("th", `Episode ${episode.number} ${ui.task.value}`);
+    title.colSpan = 4;
+    title.scope = "rowgroup";
+    row.append(title);
+  }
+  const back = make("button", `Step ${number}`);
+  back.ariaLabel = `Step ${number} of episode ${episode.number}: its code back into the editor`;
+  back.title = "Its code back into the editor";
+  back.onclick = () => {
+    put(code);
+    ui.note.textContent = `The code of step ${number} is in the editor; undo (Ctrl+Z) brings back `
+      + "what was there.";
+  };
+  const row = ui.history.tBodies[0].insertRow(1);
+  row.insertCell().append(back);
+  const { tests_total: total, tests_passed: passed } = data.observation;
+  const words = [`${passed} of ${total}`, `exit code ${data.observation.exit_code}`, "–"];
+  row.insertCell().textContent = words[total ? 0 : "exit_code" in data.observation ? 1 : 2];
+  row.insertCell().textContent = isGraded(data) ? data.reward.toFixed(2) : "–";
+  row.insertCell().append(make("code", code.trim().split("\n", 1)[0].slice(0, 80)));
+  ui.history.hidden = false;
+  ui.none.hidden = true;
+}
+function plot() {
+  const rewards = episode.steps;
+  ui.plot.toggleAttribute("hidden", !rewards.some((reward) => reward !== null));
+  const low = Math.min(0, ...rewards);
+  const high = Math.max(1, ...rewards);
+  const most = episode.most > 1 && episode.most <= 50 ? episode.most : Math.max(2, rewards.length);
+  const x = (index) => 40 + 425 * index / (most - 1);
+  const y = (reward) => 105 - 92 * (reward - low) / (high - low);
+  const parts = [low, (low + high) / 2, high].flatMap((reward) => [
+    draw("line", { class: "grid", x1: 40, x2: 468, y1: y(reward), y2: y(reward) }),
+    draw("text", { x: 34, y: y(reward) + 4, "text-anchor": "end" }, String(reward)),
+  ]);
+  for (const index of [0, most - 1]) {
+    const place = { x: x(index), y: 126, "text-anchor": index ? "end" : "start" };
+    parts.push(draw("text", place, index ? `step ${most}` : "step 1"));
+  }
+  const points = rewards.map((reward, index) => `${x(index)},${y(reward ?? low)}`).join(" ");
+  const stroke = { fill: "none", stroke: "currentColor", "stroke-width": 2 };
+  parts.push(draw("polyline", { points, ...stroke }));
+  rewards.forEach((reward, index) => {
+    parts.push(draw("circle", { cx: x(index), cy: y(reward ?? low), r: 4, fill: "currentColor" }));
+  });
+  ui.drawing.replaceChildren(...parts);
+  const sentences = rewards.map((reward, index) =>
+    `Step ${index + 1}: ${reward?.toFixed(2) ?? "none"}.`);
+  ui["plot-desc"].textContent = sentences.slice(-50).join(" ");
+}
+
+// ── The editor: a textarea, because it has undo, input methods and screen readers by itself ──
+
+function insert(text) {  // as if typed, so that undo knows of it
+  const command = text ? "insertText" : "delete";
+  if (!document.execCommand(command, false, text)) {
+    ui.code.setRangeText(text, ui.code.selectionStart, ui.code.selectionEnd, "end");
+    number();
+  }
+}
+function put(code) {
+  ui.code.focus();
+  ui.code.select();
+  insert(code);
+}
+function number() {
+  const lines = ui.code.value.split("\n").length;
+  ui.lines.textContent = Array.from({ length: lines }, (_, index) => index + 1).join("\n");
+  ui.lines.scrollTop = ui.code.scrollTop;
+}
+function indent(isBack) {  // the lines of the selection, or spaces up to the next stop
+  const { selectionStart: from, selectionEnd: to, value } = ui.code;
+  const start = value.lastIndexOf("\n", from - 1) + 1;
+  if (!isBack && !value.slice(from, to).includes("\n")) {
+    insert(" ".repeat(4 - (from - start) % 4));
+    return;
+  }
+  const end = to > from && value[to - 1] === "\n" ? to - 1 : to;
+  const old = value.slice(start, end);
+  const now = isBack ? old.replace(/^( {1,4}|\t)/gm, "") : old.replace(/^(?=.)/gm, "    ");
+  if (now === old) return;
+  ui.code.setSelectionRange(start, end);
+  insert(now);
+  const first = now.length - old.length;
+  const caret = Math.max(start, from + first);
+  if (from === to) ui.code.setSelectionRange(caret, caret);
+  else ui.code.setSelectionRange(start, start + now.length);
+}
+ui.code.onkeydown = (event) => {
+  if (event.isComposing) return;
+  if (event.key === "Escape") {
+    leaves = true;
+  } else if (event.key === "Tab" && !leaves && !event.ctrlKey && !event.altKey && !event.metaKey) {
+    event.preventDefault();
+    indent(event.shiftKey);
+  } else if (!["Shift", "Tab"].includes(event.key)) {
+    leaves = false;
+  }
+};
+ui.code.oninput = () => {
+  number();
+  ui.note.textContent = "";
+  try { sessionStorage.setItem(`code ${base}`, ui.code.value); } catch { /* no storage here */ }
+};
+ui.code.onblur = () => { leaves = false; };
+ui.code.onscroll = () => { ui.lines.scrollTop = ui.code.scrollTop; };
+document.onkeydown = (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    ui.run.click();
+  }
+};
+
+// ── Buttons, and the commands that do the same ──
+
+ui.run.onclick = () => { if (!running) act(step); };
+ui.stop.onclick = stop;
+ui.restart.onclick = () => act(reset);
+ui.retry.onclick = () => act(again);
+ui.task.onchange = () => {
+  history.replaceState(null, "", `#${encodeURIComponent(ui.task.value)}`);
+  act(reset);
+};
+ui.access.onsubmit = (event) => {
+  event.preventDefault();
+  token = ui.token.value.trim();
+  act(schema && again ? again : load);
+};
+function showCommands() {
+  const url = location.origin + base.replace(/\/$/, "");
+  const task = ui.task.value;
+  const action = isPython ? { code: "print(6 * 7)" } : readAction();
+  const quoted = (data) => `'${JSON.stringify(data).replaceAll("'", "'\\''")}'`;
+  ui.python.textContent = isPython
+    ? `from python_env import PythonAction, PythonEnv
+
+with PythonEnv(base_url="${url}") as env:
+    print(env.reset(${task && `task_id=${JSON.stringify(task)}`}).observation)
+    print(env.step(PythonAction("print(6 * 7)")))`
+    : `from python_env import EnvClient
+
+with EnvClient(base_url="${url}") as env:
+    print(env.reset())
+    print(env.step(${JSON.stringify(action)}))`;
+  ui.curl.textContent = `# its answer has a header X-Session-Id, which the next commands repeat
+curl -i ${url}/reset -d ${quoted(task ? { task_id: task } : {})}
+curl ${url}/step -H 'X-Session-Id: …' -d ${quoted({ action })}`;
+}
+for (const copy of document.querySelectorAll("[data-copies]")) {
+  copy.onclick = () => {
+    getSelection().selectAllChildren(ui[copy.dataset.copies]);
+    document.execCommand("copy");
+    copy.textContent = "Copied";
+  };
+}
+for (const name of ["tasks", "schema", "health", "metadata", "openapi.json"]) {
+  const link = make("a", name);
+  link.href = base + name;
+  ui.routes.append(link, name === "openapi.json" ? "." : ", ");
+}
+try { ui.code.value = sessionStorage.getItem(`code ${base}`) ?? ""; } catch { /* no storage */ }
+number();
+await act(load);
+</script></html>"""
 
 # The built-in tasks: rows as a tasks.jsonl has them, one of each kind that people do at work.
 BUILTIN_ROWS: tuple[dict[str, Any], ...] = (

@@ -362,14 +362,6 @@ def test_its_tools_are_documented_as_trl_asks(trl_agent):
     assert [line.split(":")[0].strip() for line in arguments.splitlines()] == [*hints]
 
 
-def test_transformers_makes_a_schema_of_its_tools(trl_agent):
-    utils = pytest.importorskip("transformers.utils")
-    schema = utils.get_json_schema(trl_agent.PythonAgent().run_python)["function"]
-    assert schema["name"] == "run_python"
-    assert schema["parameters"]["required"] == ["code"]
-    assert schema["parameters"]["properties"]["code"]["type"] == "string"
-
-
 def test_rollouts_are_played_as_trl_plays_them(trl_agent):
     agents = [trl_agent.PythonAgent() for _ in range(3)]
     rows = [

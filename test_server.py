@@ -1726,6 +1726,25 @@ def test_an_mcp_session_plays_a_task_and_is_told_reward_and_feedback(server):
     assert ask(server, "DELETE", "/mcp", **mine)[0] == 200
 
 
+def test_a_session_that_is_deleted_during_its_step_says_so_to_who_waits(server):
+    answers = []
+
+    def play():
+        body = {"action": {"code": "while True: pass"}}
+        answers.append(ask(server, "POST", "/step", body, **mine))
+
+    mine = {"X-Session-Id": ask(server, "POST", "/reset", {})[1]["X-Session-Id"]}
+    before = ask(server, "GET", "/health")[2]["steps"]
+    player = threading.Thread(target=play)
+    player.start()
+    eventually(lambda: ask(server, "GET", "/health")[2]["steps"] > before)
+    assert ask(server, "DELETE", "/mcp", **mine)[0] == 200
+    player.join(20)
+    status, _, answer = answers[0]
+    assert (status, answer["code"]) == (404, "SESSION_ERROR")
+    assert "closed while this ran" in answer["detail"]
+
+
 def test_one_table_of_sessions_for_mcp_http_and_websocket(server):
     key = rpc(server, "openenv/session/create")["session_id"]
     tool(server, "run_python", session_id=key, code="n = 1")

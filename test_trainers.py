@@ -133,6 +133,15 @@ def load_agent() -> ModuleType:
     return module
 
 
+def test_transformers_makes_a_schema_of_the_agents_tool():
+    utils = pytest.importorskip("transformers.utils")
+    agent = load_agent()
+    schema = utils.get_json_schema(agent.PythonAgent.run_python)["function"]
+    assert schema["name"] == "run_python"
+    assert schema["parameters"]["required"] == ["code"]
+    assert schema["parameters"]["properties"]["code"]["type"] == "string"
+
+
 def test_grpo_with_the_agent_of_the_examples(tmp_path):
     agent = load_agent()
     called: list[str] = []

@@ -61,7 +61,7 @@ the WebSocket pump, 10 the client's connection, Docker and the Hub, 11 sandbox, 
 Beside the file: test_judging.py holds the attacks and forgeries, to which five lines add one.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
 import argparse
 import array
@@ -163,6 +163,7 @@ from websockets.sync.client import ClientConnection
 
 __version__ = "0.2.0"
 __all__ = [
+    "LIMITS",
     "Action",
     "CapacityError",
     "ConnectionFailed",
@@ -172,7 +173,6 @@ __all__ = [
     "ExecutionError",
     "FactoryError",
     "InvalidRequest",
-    "LIMITS",
     "Limits",
     "Observation",
     "PythonAction",
@@ -188,6 +188,7 @@ __all__ = [
     "State",
     "StepResult",
     "Task",
+    "complete_code",
     "described",
     "extract_code",
     "load_tasks",
@@ -401,7 +402,7 @@ SHORT.maxother = 1_200  # an observation within a result
 class Action(Model):
     """What an agent sends to step(). Subclass it as a dataclass; unknown fields are refused."""
 
-    metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)
+    metadata: dict[str, Any] = described("Anything; the environment ignores it", dict)  # noqa: RUF009
 
 
 @dataclass(kw_only=True, repr=False)
@@ -410,7 +411,7 @@ class Observation(Model):
 
     done: bool = described("Whether the episode is over", False)
     reward: float | None = described("Reward of the last step; null: none was given", None)
-    metadata: dict[str, Any] = described("Additional facts about the observation", dict)
+    metadata: dict[str, Any] = described("Additional facts about the observation", dict)  # noqa: RUF009
 
 
 @dataclass(kw_only=True)
@@ -862,6 +863,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     async def attempt_until_it_counts(self, action: PythonAction, seconds: float) -> Attempt:
         """Make an attempt, and again where it does not count, or where no process was to be had: a
         little later, when a dying zygote has died, or the sampler has ended a thread bomb."""
+        attempt = Attempt(TAKEN, void=KILLED)
         for turn in range(ATTEMPTS):
             if turn:
                 self.release_worker()
@@ -1116,7 +1118,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         *,
         connect_timeout_s: float = 10.0,
         message_timeout_s: float = 60.0,
-        headers: dict | None = None,
+        headers: dict[str, str] | None = None,
         token: str | None = None,
         ssl: SSLContext | None = None,
     ) -> None:
@@ -1141,7 +1143,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         self.base_url = f"http{secure}://{match['rest']}"
         self.ws_url = f"ws{secure}://{match['rest']}/ws"
 
-    def connect(self: ClientT) -> ClientT:
+    def connect(self: ClientT) -> ClientT:  # noqa: PYI019
         """Connect now, rather than at the first call. Raises ConnectionFailed."""
         with self._wire.turn():
             self._exchange()
@@ -1160,7 +1162,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         return self._parse_result(self._ask("reset", given))
 
     def step(
-        self, action: ActionT | dict, *, timeout_s: float | None = None
+        self, action: ActionT | dict[str, Any], *, timeout_s: float | None = None
     ) -> StepResult[ObservationT]:
         """Take one step. `timeout_s` (seconds) counts where the action has none of its own.
 
@@ -1186,11 +1188,11 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     disconnect = close
 
-    def sync(self: ClientT) -> ClientT:
+    def sync(self: ClientT) -> ClientT:  # noqa: PYI019
         """Itself: for code written for OpenEnv's client, which is asynchronous."""
         return self
 
-    def __enter__(self: ClientT) -> ClientT:
+    def __enter__(self: ClientT) -> ClientT:  # noqa: PYI019
         return self.connect()
 
     def __exit__(self, *_: object) -> None:
@@ -1203,12 +1205,12 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         )
 
     @classmethod
-    def from_docker_image(
+    def from_docker_image(  # noqa: PYI019
         cls: type[ClientT],
         image: str = "python-env:latest",
         *,
         port: int | None = None,
-        env_vars: dict | None = None,
+        env_vars: dict[str, str] | None = None,
         timeout_s: float = 60.0,
         docker_args: Sequence[str] = (),
         **options: Any,
@@ -1227,7 +1229,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         return env
 
     @classmethod
-    def from_hub(
+    def from_hub(  # noqa: PYI019
         cls: type[ClientT],
         repo_id: str,
         *,
@@ -1341,7 +1343,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
             )
         except websockets.exceptions.InvalidStatus as refused:
             raise explain_status(self.ws_url, refused.response) from None
-        except Exception as error:  # whatever a stranger's answer leads to
+        except Exception as error:  # whatever a stranger's answer leads to  # noqa: BLE001
             raise ConnectionFailed(
                 f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
                 "is an OpenEnv server running there?"
@@ -1372,7 +1374,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         self,
         base_url: str | None = None,
         *,
-        tasks: str | os.PathLike | None = None,
+        tasks: str | os.PathLike[str] | None = None,
         server_args: Sequence[str] = (),
         **options: Any,
     ) -> None:
@@ -1409,7 +1411,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         return super().reset(**read_row(columns | {"seed": seed, "episode_id": episode_id}))
 
     def step(
-        self, action: PythonAction | dict | str, *, timeout_s: float | None = None
+        self, action: PythonAction | dict[str, Any] | str, *, timeout_s: float | None = None
     ) -> StepResult[PythonObservation]:
         """As EnvClient.step(); a str is the code of an action."""
         if isinstance(action, str):
@@ -1443,12 +1445,12 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     def _score_one(self, completion: Any, row: dict[str, Any]) -> float | None:
         """One reward, by a session that nobody else uses meanwhile."""
-        why: PythonEnvError
+        why: PythonEnvError | None = None
         for _ in range(SCORE_ATTEMPTS):
             session = self._idle_session()
             try:
-                given = read_row(row)
-                session.reset(**given | {"max_steps": 1})
+                given: dict[str, Any] = read_row(row) | {"max_steps": 1}
+                session.reset(**given)
                 reward = session.step(complete_code(extract_code(completion), given)).reward
             except PythonEnvError as error:
                 why = error
@@ -1491,12 +1493,12 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     disconnect = close
 
-    def tasks(self) -> list[dict]:
+    def tasks(self) -> list[dict[str, Any]]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
         url = f"{self.base_url}/tasks"
         try:
             return get_json(url, self.headers, self.message_timeout_s, self._ssl)["tasks"]
-        except Exception as error:  # whatever it is that answers there
+        except Exception as error:  # whatever it is that answers there  # noqa: BLE001
             raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
 
     def _open(self, timeout_s: float) -> None:
@@ -1513,6 +1515,11 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             super()._open(timeout_s)
 
     def _start_server(self) -> None:
+        if sys.platform != "linux":
+            raise ConnectionFailed(
+                f"an embedded server needs Linux, and this is {sys.platform}; base_url= connects to"
+                " a running one, PythonEnv.from_docker_image() starts an image"
+            )
         program = [sys.executable, os.path.realpath(__file__), "serve", "--exit-with-stdin"]
         variables = {**os.environ}
         variables.pop("PYTHON_ENV_TOKEN", None)
@@ -1646,7 +1653,7 @@ class Session:
         call = functools.partial(method, *arguments, **options)
         try:
             if inspect.iscoroutinefunction(method):
-                return await call()
+                return await cast(Any, call())
             if self.thread is None:
                 self.thread = ThreadPoolExecutor(1, "environment")
             return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
@@ -1922,7 +1929,7 @@ class Server:
             else:
                 self.check_token(request)
                 reply = await find_handler(request)(self, request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             reply = error_reply(as_ours(error))
 
         origin = request.headers.get("origin")
@@ -2269,6 +2276,13 @@ def comma_list(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
+def paint(text: str, is_good: bool) -> str:
+    """The text in green, or in yellow: on a terminal only, and not where NO_COLOR is set."""
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+        return text
+    return f"\x1b[{32 if is_good else 33}m{text}\x1b[0m"
+
+
 def warn_of_unknown_variables() -> None:
     for name in os.environ:
         if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
@@ -2407,7 +2421,7 @@ def run_check(given: argparse.Namespace) -> int:
         return int(bool(rows))
     for row in rows:
         print(f"{row.task_id}: {row.reason}".removeprefix(": "))
-    print(f"{total - len(rows)} of {total} rows are sound")
+    print(paint(f"{total - len(rows)} of {total} rows are sound", not rows))
     return int(bool(rows))
 
 
@@ -2422,7 +2436,13 @@ RIGHT = ALMOST_RIGHT.replace("):", "):\n    if size < 1: raise ValueError(size)"
 
 
 def add_demo(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="play a built-in task against a server of its own")
+    parser = commands.add_parser(
+        "demo",
+        help="play a built-in task against a server of its own",
+        description="Play fix-means: first a program with a bug, then a right one.",
+        epilog="Exit code 0 when the task was solved.\n\n  python-env demo\n",
+        formatter_class=Help,
+    )
     parser.set_defaults(run=run_demo)
 
 
@@ -2434,7 +2454,7 @@ def run_demo(given: argparse.Namespace) -> int:
             result = env.step(PythonAction(code))
             seen = result.observation
             verdict = f"reward {result.reward:.2f}  done {result.done}  {seen.feedback}"
-            print(f"\n{code}\n--> {seen.stdout}{verdict}")
+            print(f"\n{code}\n--> {seen.stdout}{paint(verdict, result.done)}")
     return 0 if result.reward == 1.0 else 1
 
 
@@ -2967,7 +2987,7 @@ def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises InvalidRequest, with the columns by their names, when they bring no task.
     """
     given = {name: plain(row[name]) for name in row if name in COLUMNS or name in OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None and value == value}
+    given = {name: value for name, value in given.items() if value is not None and value == value}  # noqa: PLR0124
     options = {name: given[name] for name in OPTIONS if name in given}
     if not row.keys() - OPTIONS:
         return options  # whether they make sense is the server's to say
@@ -3084,7 +3104,10 @@ def complete_code(code: str, row: Mapping[str, Any]) -> str:
     prompt = row.get("prompt", "")
     entry = re.escape(row.get("entry_point", ""))
     head = rf"(?m)^(?:async )?(?:def|class) {entry}\b"
-    if not entry or not re.search(head, prompt) or re.search(rf"{head}|^{entry}\s*[:=]", code):
+    # Code that begins with a body goes on, even where it defines the function once more below.
+    is_body = re.match(r"(\s*\n)?[ \t]", code)
+    is_whole = not is_body and re.search(rf"{head}|^{entry}\s*[:=]", code)
+    if not entry or is_whole or not re.search(head, prompt):
         return code
     return prompt + code if is_code(prompt) else code
 
@@ -3444,7 +3467,7 @@ to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 class StepRequest:
     """The body of POST /step; other keys are passed over."""
 
-    action: Data = described("The action, as GET /schema describes it")
+    action: Data = described("The action, as GET /schema describes it")  # noqa: RUF009
     timeout_s: float | None = described("Seconds, where the action names none", None, gt=0)
 
 
@@ -3615,7 +3638,7 @@ class MCPCall:
             if self.session is None:
                 self.session = self.server.sessions.find(params.get("session_id"))
             response["result"] = await self.carry_out(rpc["method"], params)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             response["error"] = rpc_error(as_ours(error))
         return response
 
@@ -3818,7 +3841,7 @@ class WebSocket:
             else:
                 reply = await session.call(kind, data)
                 self.send("state" if kind == "state" else "observation", reply)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.report(as_ours(error))
 
     def join(self, session: Session) -> Session:
@@ -3989,7 +4012,7 @@ class Wire:
             raise ReplyTimeout(self.lost) from None
         except websockets.exceptions.ConnectionClosed as error:
             self.close(f"the connection was lost: {error}")
-        except Exception as error:  # whatever a strange reply leads to
+        except Exception as error:  # whatever a strange reply leads to  # noqa: BLE001
             self.close(f"the server does not speak OpenEnv: {error!r:.200}")
         except BaseException:
             self.close("the last call was interrupted")
@@ -4172,7 +4195,7 @@ class Container:
         self.url = f"http://127.0.0.1:{mapped[0]['HostPort'] if mapped else 8000}"
         try:
             nonce = get_json(f"{self.url}/health", {}, min(self._left(), 5.0)).get("nonce")
-        except Exception as error:  # whatever answers there, or does not yet
+        except Exception as error:  # whatever answers there, or does not yet  # noqa: BLE001
             return f"no OpenEnv server answers: {error!r}"
 
         # Who listens there? A python_env server repeats the nonce. Of another image's one we know
@@ -4204,6 +4227,7 @@ def run_docker(image: str, *command: str, timeout_s: float, stdout: int = subpro
             stderr=subprocess.PIPE,
             errors="replace",
             timeout=timeout_s,
+            check=False,
         )
     except FileNotFoundError:
         raise DockerError("no `docker` on PATH; install it, or use a server's base_url=") from None
@@ -4249,6 +4273,7 @@ def keep(client: int, container: str, run: list, timeout_s: float) -> None:
                 stderr=subprocess.STDOUT,
                 errors="replace",
                 timeout=seconds,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return f"nothing for {seconds:.0f} s"
@@ -4498,7 +4523,7 @@ class Process:
             self.kill("nobody waited for its answer")
             raise
         if not isinstance(reply, dict):
-            raise ValueError("a frame that is no object")
+            raise ValueError("a frame that is no object")  # noqa: TRY004
         return reply
 
     def interrupt(self) -> None:
@@ -4568,7 +4593,7 @@ class Process:
         if reply.get("seq") != self.sequence or type(exit_code) is not int:
             raise ValueError("forged: a reply to nothing")
         if not isinstance(result, str | None):
-            raise ValueError("forged: neither text nor null")
+            raise ValueError("forged: neither text nor null")  # noqa: TRY004
         result = result and result[: self.zygote.limits.result_chars + 100]
         # Believed only of a worker that has not run a line of the candidate's yet.
         fault = reply.get("fault") if message.keys() == {"setup"} else ""
@@ -4650,6 +4675,7 @@ class SessionJudge:
         """Have a task's tests read. Raises InvalidRequest when they can measure nothing, and
         FactoryError when there is no judge."""
         late = "reading the tests took too long"
+        reply: dict[str, Any] = {}
         for _ in range(ATTEMPTS):
             await self.sandbox.start()
             preparing = self.begin(task)
@@ -4745,7 +4771,7 @@ class ZygoteLink:
         """Raises FactoryError when it does not start."""
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         with self.far_end:
-            self.child = subprocess.Popen(
+            self.child = subprocess.Popen(  # noqa: ASYNC220
                 [sys.executable, "-s", "-c", ZYGOTE_BOOT, str(len(program))],
                 stdin=self.far_end.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -4758,7 +4784,7 @@ class ZygoteLink:
             await self.loop.sock_sendall(self.control, program + frame(config))
         try:
             await asyncio.wait_for(asyncio.shield(self.ready), PATIENCE_S)
-        except (EOFError, asyncio.TimeoutError):
+        except (EOFError, asyncio.TimeoutError):  # noqa: UP041
             self.leave()
             code = self.child.wait()
             raise FactoryError(
@@ -5104,7 +5130,7 @@ PROGRAM_MODULES = (
     " time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 """
 
@@ -5234,7 +5260,9 @@ def parse_rules(machine: str, table: str) -> list[Rule]:
     """The rules of one of the tables above, without the calls that this machine does not have."""
     column, _ = MACHINES[machine]
     rules = []
-    for answer, lines in re.findall(r"^([A-Z]+)[^\n]*\n(?:\w[^\n]*\n)*((?:  .*\n)+)", table, re.M):
+    for answer, lines in re.findall(
+        r"^([A-Z]+)[^\n]*\n(?:\w[^\n]*\n)*((?:  .*\n)+)", table, re.MULTILINE
+    ):
         for entry in " ".join(lines.split()).split(", "):
             call, *conditions = entry.split(" | ")
             number = call.split()[column]
@@ -5609,7 +5637,7 @@ def reduce_arguments(value: Any) -> Sequence[Any]:
 
 
 def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
-    import numpy  # the sender has it, and most tasks do without
+    numpy: Any = importlib.import_module("numpy")  # the sender has it; most tasks do without
 
     # Numbers, times and text only, because objects would be pointers of the sender's choice.
     if not re.fullmatch(r"[<>|][biufcmMSU]\d+(\[\w+\])?", dtype):
@@ -6014,7 +6042,7 @@ class Peer:
             for target, items in zip(changes[::2], changes[1::2], strict=True):
                 if type(target) in MUTABLE:
                     refill(target, items)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             raise ValueError(f"no value came back, but {type(error).__name__}") from None
         self.line_s += asked - started + time.perf_counter() - answered
 
@@ -6075,12 +6103,12 @@ class Peer:
             outcome = "return"
         except TimeUp:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             outcome = "raise"
             values = [error]
         try:
             reply = self.write_reply(outcome, serial, values, known)
-        except Exception as error:  # it is too large, or lets nobody look at it
+        except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
             reply = self.write_reply("raise", serial, [ValueError(f"{error}"[:200])])
         sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
         self.post(reply)
@@ -6145,7 +6173,7 @@ class Peer:
         """What the candidate's functions return crosses by content, as far as it has any."""
         if self.trusted or id(value) in self.numbers:
             return None
-        if isinstance(value, collections.abc.Awaitable) and type(value).__module__ == "builtins":
+        if isinstance(value, Awaitable) and type(value).__module__ == "builtins":
             return Row("awaits", [self.number(value)])
         for base in (list, set, frozenset, dict):
             if isinstance(value, base):
@@ -6192,7 +6220,7 @@ class Peer:
             return self.theirs[number]
         if id(kind) not in self.held and kind is not object:
             raise ValueError("not a mirrored class")
-        mirror = kind.__new__(kind, *content)
+        mirror: Any = kind.__new__(kind, *content)
         if is_error(kind):
             mirror.__cause__ = cause
         self.fresh.add(number)
@@ -6780,13 +6808,13 @@ class Score:
         late = False
         seconds.start()
         try:
-            exec(compile(f"{facts.imports}\n{task['helpers']}", "<helpers>", "exec"), space)
+            exec(compile(f"{facts.imports}\n{task['helpers']}", "<helpers>", "exec"), space)  # noqa: S102
             space.update(self.names)
-            exec(self.tests.code, space)
+            exec(self.tests.code, space)  # noqa: S102
             ended = self.run_uncalled(space)
         except TimeUp:
             late = True
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             self.failed()
             if facts.alone and "__check__" not in space:
                 self.fault = describe_fault("the helpers", error)
@@ -6909,7 +6937,7 @@ class Interpreter:
             if stdin is not None:
                 sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode(errors="replace")), "utf-8")
             ending = self.execute(code)
-        except BaseException:
+        except BaseException:  # noqa: S110, BLE001
             pass  # the time-out's interrupt came while an error was being reported
         self.running = False
         for stream in (sys.stdout, sys.stderr, *self.streams[1:]):
@@ -6929,7 +6957,7 @@ class Interpreter:
                 return Ending(exit_code=(error.code or 0) & 0xFF)
             print(error.code, file=sys.stderr)
             return Ending(exit_code=1)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             return report_exception(error)
 
     def evaluate(self, tree: ast.Module, name: str) -> str | None:
@@ -6937,7 +6965,7 @@ class Interpreter:
         names = vars(self.module)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         if tree.body:
-            exec(compile(tree, name, "exec", dont_inherit=True), names)
+            exec(compile(tree, name, "exec", dont_inherit=True), names)  # noqa: S102
         if not isinstance(last, ast.Expr):
             return None
         value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names)
@@ -7149,7 +7177,7 @@ class Judge:
             space.update({name: found[name] for name in self.facts.names if name in found})
             for name in self.facts.classes:
                 peer.open_class(space.get(name))
-        except Exception:
+        except Exception:  # noqa: BLE001
             return {"passed": 0}  # the line broke
         return score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))
 
@@ -7248,7 +7276,7 @@ class Zygote:
 
     def spawn(self, command: dict, fds: list[int]) -> None:
         while len(self.sweepers) >= MOST_SWEEPERS:
-            self.reap(0)
+            self.reap(wait=True)
         try:
             folder = self.make_folder(command["id"])
             pid = os.fork()
@@ -7283,8 +7311,9 @@ class Zygote:
     def pids_of(self, command: dict, _: list[int]) -> None:
         self.tell(pids={name: self.pids.get(name, 0) for name in command["ids"]})
 
-    def reap(self, options: int = os.WNOHANG) -> None:
-        """Take note of children that have ended; `options` 0: wait for one."""
+    def reap(self, wait: bool = False) -> None:
+        """Take note of children that have ended; `wait` for one where none has."""
+        options = 0 if wait else os.WNOHANG  # here and not above, because Windows has none
         while self.ids or self.sweepers:
             pid, status = os.waitpid(-1, options)
             if not pid:
@@ -7336,7 +7365,7 @@ class Zygote:
             if not folder:  # the freshener
                 os.kill(pid, SIGKILL)
         while self.ids or self.sweepers:
-            self.reap(0)
+            self.reap(wait=True)
         remove_folder(self.base)
 
     def prepare_child(self, role: str) -> None:
@@ -7468,7 +7497,7 @@ def zygote_main() -> None:
     mailbox = Mailbox(socket.socket(fileno=control))
     config = mailbox.wait()
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["off_path"]]
-    vars(secrets)["randbits"] = ENTROPY.getrandbits
+    setattr(secrets, "randbits", ENTROPY.getrandbits)  # noqa: B010
     for name in config["preload"]:
         try:
             importlib.import_module(name)

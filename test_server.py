@@ -11,6 +11,7 @@ import http.client
 import itertools
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -1935,6 +1936,46 @@ def test_help_names_every_flag_with_its_default_and_an_example(capsys):
     assert "PYTHON_ENV_STEP_TIMEOUT" in text
     assert "PYTHON_ENV_TOKEN" in text
     assert "curl" in text
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "demo"])
+def test_each_command_has_help_with_an_example(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"\n  python-env {command}" in capsys.readouterr().out
+
+
+def on_a_terminal(*arguments: str, **variables: str) -> str:
+    """What a command writes where its standard output is a terminal."""
+    here, there = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    subprocess.run(
+        [sys.executable, "-m", "python_env", *arguments],
+        stdout=there,
+        stderr=subprocess.DEVNULL,
+        cwd=HERE,
+        env={**clean, **variables},
+        timeout=60,
+    )
+    os.close(there)
+    text = os.read(here, 65_536).decode()
+    os.close(here)
+    return text
+
+
+def test_colour_is_for_terminals_and_no_color_is_honoured(tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    row = {"task_id": "a", "tests": "assert f() == 1", "solution": "def f(): return 1"}
+    tasks.write_text(json.dumps(row))
+    command = ("check", str(tasks))
+    words = "1 of 1 rows are sound"
+    assert on_a_terminal(*command) == f"\x1b[32m{words}\x1b[0m\r\n"
+    assert on_a_terminal(*command, NO_COLOR="1") == f"{words}\r\n"
+    piped = [sys.executable, "-m", "python_env", *command]
+    assert subprocess.check_output(piped, cwd=HERE, text=True) == f"{words}\n"
+    tasks.write_text(json.dumps({**row, "solution": "def f(): return 2"}))
+    assert "\x1b[33m0 of 1 rows are sound\x1b[0m\r\n" in on_a_terminal(*command)
 
 
 def test_version_is_told(capsys):

@@ -1,0 +1,182 @@
+"""Real trainers, three steps each on the CPU. By hand, because PyTorch alone is gigabytes:
+
+python -m venv trainers && trainers/bin/pip install torch trl jmespath pytest websockets
+trainers/bin/python -m pytest -m trainers test_trainers.py
+
+The model is tiny and randomly initialised, and so it would never write a program. Therefore its
+generate() says what a script says, right and wrong by turns; everything else is TRL's own: prompts,
+tool calls, rewards, advantages, losses, steps of the optimizer. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from conftest import HERE
+from python_env import PythonEnv
+
+# These packages warn of many things, and of TRL's experimental ones.
+pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
+
+STEPS = 3
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TASK = {"tests": "assert double(4) == 8\nassert double(0) == 0"}
+PROGRAMS = ("def double(x): return 2 * x", "def double(x): return x", "def double(x)")
+REWARDS = (1.0, 0.5, 0.0)
+
+
+def make_tokenizer() -> Any:
+    """A token for each byte, and Qwen's chat template, which knows tools; TRL brings a copy."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    trl = pytest.importorskip("trl")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    tokenizer.chat_template = template.read_text()
+    return tokenizer
+
+
+def make_model(tokenizer: Any, script: Any) -> Any:
+    """A Qwen3 of some thousand parameters, whose generate() says script(prompt, row)."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    class Scripted(transformers.Qwen3ForCausalLM):
+        def generate(self, input_ids: Any, **_: Any) -> Any:
+            prompts = tokenizer.batch_decode(input_ids)
+            said = [
+                tokenizer(script(prompt, row) + "<|im_end|>")["input_ids"]
+                for row, prompt in enumerate(prompts)
+            ]
+            longest = max(map(len, said))
+            padded = [ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids in said]
+            return torch.cat([input_ids, torch.tensor(padded)], dim=1)
+
+    torch.manual_seed(0)
+    configuration = transformers.Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=4_096,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Scripted(configuration)
+
+
+def train(tmp_path: Path, script: Any, **options: Any) -> Any:
+    """GRPOTrainer after three steps, each of three completions of one prompt."""
+    datasets = pytest.importorskip("datasets")
+    trl = pytest.importorskip("trl")
+    tokenizer = make_tokenizer()
+    prompt = [{"role": "user", "content": "Define `double(x)`."}]
+    trainer = trl.GRPOTrainer(
+        model=make_model(tokenizer, script),
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list([{"prompt": prompt, **TASK}] * STEPS),
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=STEPS,
+            num_generations=len(PROGRAMS),
+            per_device_train_batch_size=len(PROGRAMS),
+            max_completion_length=1_024,
+            learning_rate=1e-2,
+            dataloader_num_workers=1,
+            dataloader_persistent_workers=False,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+        ),
+        **options,
+    )
+    before = {name: each.detach().clone() for name, each in trainer.model.named_parameters()}
+    trainer.train()
+    moved = [
+        name for name, each in trainer.model.named_parameters() if not each.equal(before[name])
+    ]
+    assert moved  # there was an advantage to learn from
+    return trainer
+
+
+def rewards_of(trainer: Any) -> list[float]:
+    return [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+
+
+def load_agent() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("trl_agent", HERE / "examples" / "trl_agent.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["trl_agent"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_transformers_makes_a_schema_of_the_agents_tool():
+    utils = pytest.importorskip("transformers.utils")
+    agent = load_agent()
+    schema = utils.get_json_schema(agent.PythonAgent.run_python)["function"]
+    assert schema["name"] == "run_python"
+    assert schema["parameters"]["required"] == ["code"]
+    assert schema["parameters"]["properties"]["code"]["type"] == "string"
+
+
+def test_grpo_with_the_agent_of_the_examples(tmp_path):
+    agent = load_agent()
+    called: list[str] = []
+
+    def script(prompt: str, row: int) -> str:
+        if "<tool_response>" in prompt:
+            called.append(prompt)
+            return "Done."
+        call = {"name": "run_python", "arguments": {"code": PROGRAMS[row % len(PROGRAMS)]}}
+        return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+
+    try:
+        trainer = train(
+            tmp_path,
+            script,
+            environment_factory=agent.PythonAgent,
+            reward_funcs=[agent.reward],
+        )
+        environments = trainer.environments
+        assert [each.score for each in environments] == [*REWARDS]
+    finally:
+        agent.server().close()
+    assert rewards_of(trainer) == [pytest.approx(sum(REWARDS) / len(REWARDS))] * STEPS
+    # The model has read what its program came to.
+    assert len(called) == STEPS * len(PROGRAMS)
+    assert "2 of 2 tests passed." in called[0]
+    assert "1 of 2 tests passed." in called[1]
+    assert "SyntaxError" in called[2]
+
+
+@pytest.mark.skipif(not hasattr(PythonEnv, "score"), reason="this PythonEnv has no score()")
+def test_grpo_with_score_as_its_reward(tmp_path):
+    def script(prompt: str, row: int) -> str:
+        return f"Like this:\n```python\n{PROGRAMS[row % len(PROGRAMS)]}\n```\n"
+
+    with PythonEnv() as env:
+        trainer = train(tmp_path, script, reward_funcs=[env.score])
+    assert rewards_of(trainer) == [pytest.approx(sum(REWARDS) / len(REWARDS))] * STEPS

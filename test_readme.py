@@ -25,8 +25,11 @@ from conftest import HERE
 from conftest import Launched
 from conftest import eventually
 from conftest import graded
+from python_env import BUILTIN_ROWS
 from python_env import LIMITS
 from python_env import build_parser
+from test_inference import Api
+from test_inference import completion
 
 README = (HERE / "README.md").read_text("utf-8")
 
@@ -55,7 +58,7 @@ def blocks(how: str) -> list[Block]:
 
 def test_every_block_is_tried_somewhere():
     assert len(BLOCKS) * 2 == len(re.findall("(?m)^```", README))
-    places = ("test", "run by .ci/run")
+    places = ("test", "run by .ci/run", "by hand: test_trainers.py")
     assert [block.code for block in BLOCKS if not block.how.startswith(places)] == []
 
 
@@ -72,6 +75,8 @@ class Stage:
         names = [name for name in os.environ if re.match("PYTHON_ENV_|MAX_CONCURRENT", name)]
         self.environment = {name: os.environ[name] for name in os.environ.keys() - names}
         self.environment["PYTHONPATH"] = str(HERE)
+        for name in ("inference.py", "examples"):
+            (folder / name).symlink_to(HERE / name)
         # The README says `python`, whatever the interpreter of these tests is called.
         python = folder / "bin" / "python"
         python.parent.mkdir()
@@ -98,8 +103,12 @@ class Stage:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def moved(self, code: str) -> str:
+        """The code with free ports in place of those that the README names."""
+        return re.sub(r"(?<=\W)80[08][01]\b", lambda found: self.ports[found[0]], code)
+
     def run_block(self, block: Block) -> None:
-        code = re.sub(r"(?<=\W)800[01]\b", lambda found: self.ports[found[0]], block.code)
+        code = self.moved(block.code)
         saved = re.search(r"saved as ([\w.]+)(, and started)?", block.how)
         if saved:
             (self.folder / saved[1]).write_text(code)
@@ -134,7 +143,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 RUNNABLE = [
     block
     for block in blocks("test")
-    if not block.how.startswith(("test: beside formats", "test: on a", "test: with a"))
+    if not block.how.startswith(("test: beside formats", "test: on a", "test: with "))
 ]
 
 
@@ -149,6 +158,17 @@ def test_the_rows_of_all_formats_play(stage):
     lines = stage.run(sys.executable, "-W", "ignore", "-c", block.code).splitlines()
     assert len(lines) > 20
     assert [line for line in lines if not line.startswith("1.0 ")] == []
+
+
+def test_a_model_plays_the_server_by_the_command_of_the_readme(stage):
+    pytest.importorskip("openai")
+    (block,) = blocks("test: with a stand-in for the model")
+    with Api(lambda asked: completion("```python\nx = 1\n```")) as api:
+        stage.ports["8080"] = str(api.server.server_port)
+        lines = stage.run("bash", "-c", stage.moved(block.code)).splitlines()
+    listed = [line.split()[1] for line in lines if line.startswith("[START]")]
+    assert listed == [f"task={row['task_id']}" for row in BUILTIN_ROWS]
+    assert len([line for line in lines if line.startswith("[END]")]) == len(listed)
 
 
 # ── Blocks that need more ─────────────────────────────────────────────────────────────────────────

@@ -124,6 +124,7 @@ import zlib
 import zoneinfo
 from asyncio import StreamReader
 from asyncio import StreamWriter
+from collections.abc import AsyncIterator
 from collections.abc import Awaitable
 from collections.abc import Callable
 from collections.abc import Collection
@@ -746,7 +747,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         options = known_fields(PythonResetRequest, row)
         task = self.choose_task(options, row)
         if task.tests and not task.facts:
-            async with self.sandbox.turns:
+            async with self.sandbox.turn():
                 task = dataclasses.replace(task, facts=await self.judge.prepare(task))
         self.release_worker()
         self.task = task
@@ -882,8 +883,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         worker = await self.replayed_worker()
         if isinstance(worker, Attempt):
             return worker
-        turn = self.sandbox.turns if self.task.is_judged else contextlib.nullcontext()
-        async with turn:
+        async with self.sandbox.turn() if self.task.is_judged else contextlib.nullcontext():
             return await self.run_and_judge(worker, action, seconds)
 
     async def run_and_judge(self, worker: Process, action: PythonAction, seconds: float) -> Attempt:
@@ -4919,9 +4919,9 @@ class ZygoteLink:
         self.child.wait()
 
 
-# Graded steps at once, for each processor. More of them would not be done sooner, but all late: and
-# who waits for a turn has not begun, so that the wait is not on the code's own time.
+# Graded steps at once, for each processor: more of them would not be done sooner, but all be late.
 TURNS = 16
+TURN_S = 2.0  # most take a hundredth of that
 
 
 class Sandbox:
@@ -4948,6 +4948,17 @@ class Sandbox:
     @property
     def isolation(self) -> dict:
         return self.zygote.isolation if self.zygote else {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait until there are not too many graded steps at work. It comes before a step begins, so
+        that the wait is not on the code's own time. Who takes long gives the turn back before the
+        end, because endless code must not hold up the others."""
+        await self.turns.acquire()
+        with contextlib.ExitStack() as turn:
+            turn.callback(self.turns.release)
+            turn.callback(asyncio.get_running_loop().call_later(TURN_S, turn.close).cancel)
+            yield
 
     async def start(self) -> ZygoteLink:
         """The running zygote; starts one where there is none, or where it died. Raises FactoryError

@@ -1548,3 +1548,18 @@ def test_a_step_that_waits_for_its_turn_does_not_wait_on_its_own_time():
             assert other.step("1 + 1").observation.result == "2"
             assert not all(step.done() for step in steps)
             assert [step.result(30).reward for step in steps] == [1.0] * 4
+
+
+def test_endless_code_gives_its_turn_to_the_others():
+    row = {"tests": "assert f(4) == 8"}
+    with HostedPython() as hosted, hosted.session() as endless, hosted.session() as other:
+        hosted.sandbox.turns = asyncio.Semaphore(1)
+        endless.reset(**row)
+        other.reset(**row)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(endless.step, "while True: pass")
+            eventually(hosted.sandbox.turns.locked)
+            assert other.step(HONEST).reward == 1.0
+            assert not first.done()
+            assert first.result(30).observation.exit_code == 124
+        assert not hosted.sandbox.turns.locked()

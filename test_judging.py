@@ -837,6 +837,115 @@ honest(
 )
 
 
+honest(
+    "a test file that ends as test files do",
+    """
+    import sys, unittest
+    class TestF(unittest.TestCase):
+        def test_even(self): self.assertEqual(f(4), 8)
+        def test_odd(self): self.assertEqual(f(5), 10)
+        @unittest.skip("not ours")
+        def test_other(self): self.fail()
+    if __name__ == "__main__":
+        unittest.main()
+    """,
+    "def f(x): return 2 * x",
+)
+honest(
+    "a pytest file that runs itself",
+    """
+    import pytest, sys
+    def test_even(): assert f(4) == 8
+    sys.exit(pytest.main([__file__, "-q"]))
+    """,
+    "def f(x): return 2 * x",
+)
+honest(
+    "asynchronous methods of a unittest class",
+    """
+    import unittest
+    class TestF(unittest.IsolatedAsyncioTestCase):
+        async def test_even(self): self.assertEqual(await f(4), 8)
+    """,
+    "async def f(x): return 2 * x",
+)
+honest(
+    "a base's method, called explicitly",
+    """
+    class Loud(Greeter):
+        def greet(self): return super().greet() + "!"
+    assert Loud().greet() == "hi!"
+    p = Polite()
+    assert p.greet() == "good day"
+    assert Greeter.greet(p) == "hi"
+    assert super(Polite, p).greet() == "hi"
+    """,
+    """
+    class Greeter:
+        def greet(self): return "hi"
+    class Polite(Greeter):
+        def greet(self): return "good day"
+    """,
+)
+honest(
+    "an error of a module that the tests do not know",
+    """
+    try:
+        f("[a]\\n[a]\\n")
+        assert False
+    except Exception as error:
+        assert type(error).__name__ == "DuplicateSectionError"
+    """,
+    """
+    import configparser
+    def f(text): configparser.ConfigParser().read_string(text)
+    """,
+)
+honest(
+    "a class that only a string names",
+    """
+    stack = globals()["Stack"]()
+    stack.push(1)
+    assert stack.pop() == 1
+    """,
+    """
+    class Stack:
+        def __init__(self): self.items = []
+        def push(self, item): self.items.append(item)
+        def pop(self): return self.items.pop()
+    """,
+    entry_point="Stack",
+)
+honest(
+    "a sequence by collections.abc",
+    """
+    from collections.abc import Sequence
+    r = Row([1, 2])
+    assert isinstance(r, Sequence)
+    assert list(reversed(r)) == [2, 1]
+    """,
+    """
+    from collections.abc import Sequence
+    class Row(Sequence):
+        def __init__(self, items): self._items = items
+        def __getitem__(self, i): return self._items[i]
+        def __len__(self): return len(self._items)
+    """,
+)
+
+
+def test_an_array_that_is_changed_in_place_travels_back(env):
+    pytest.importorskip("numpy")
+    tests = """
+    import numpy as np
+    a = np.arange(6).reshape(2, 3)
+    assert f(a) is None
+    assert a.tolist() == [[0, 2, 4], [6, 8, 10]]
+    """
+    result = graded(env, "def f(a): a *= 2", {"tests": dedent(tests)})
+    assert result.reward == 1.0, result
+
+
 @pytest.mark.parametrize("max_steps", [1, 20])
 @pytest.mark.parametrize("name", SOLVED)
 def test_honest_code_is_solved(env, name, max_steps):
@@ -1178,6 +1287,28 @@ def f(x): return L()
 for base in (float, int, str, list, dict, tuple, set, bytes, complex, Exception):
     name = base.__name__
     forgery(f"a lying {name}", f"class L({name}):\n{AGREEABLE}\ndef f(x): return L()")
+forgery(
+    "a class that is called as numpy's arrays are",
+    f"""
+class L:
+{AGREEABLE}
+    tobytes = copy = lambda s, *a: b""
+    dtype = shape = flat = property(lambda s: s)
+L.__name__ = L.__qualname__ = "ndarray"
+L.__module__ = "numpy"
+def f(x): return L()
+""",
+)
+forgery(
+    "an error of no module with a lying base",
+    """
+    import json
+    class Evil(AssertionError):
+        pass
+    Evil.__module__ = "sqlite3"
+    def f(x): raise Evil(x)
+    """,
+)
 forgery(
     "a lying __class__",
     f"class L:\n{AGREEABLE}\n    __class__ = property(lambda s: list)\ndef f(x): return L()",
@@ -2839,11 +2970,36 @@ abuse("its owner", "return g.__self__.wanted")
 abuse("its module", "return g.__module__.WANTED")
 abuse("its __builtins__", "return g.__builtins__['WANTED']")
 abuse("its class", "return type(g)(lambda: 8675309)()")
-abuse("a question of ours", "return g._peer.request('getattr', g, '__globals__')['WANTED']")
-abuse("a built-in name", "return g._peer.request('names', ['WANTED'])['WANTED']")
-abuse("its repr", "return int(g._peer.request('repr', g).split()[-1])")
-abuse("an item", "return g._peer.request('getitem', g, 0)")
-abuse("other numbers", "return next(v for n in range(9) for v in [type(g)(g._peer, n)(0)] if v)")
+# The worker's end of the line, which hostile code finds.
+END = """
+frame = __import__("sys")._getframe()
+while type(frame.f_locals.get("self")).__name__ != "Peer":
+    frame = frame.f_back
+end = frame.f_locals["self"]
+"""
+NUMBERS = "n = end.held[id(g)]; kind = end.held[id(type(g))]"
+QUESTIONS = {
+    "an attribute": "end.request('@get', n, '__globals__')['WANTED']",
+    "its attributes": "end.request('@get', n, '__dict__')['WANTED']",
+    "names": "end.request('names', n, ['WANTED'])['WANTED']",
+    "its repr": "int(end.request('__repr__', n).split()[-1])",
+    "a base's method": "end.request('@super', kind, '__getattribute__', g, ('__globals__',), {})"
+    "['WANTED']",
+    "a base's method of its own": "end.request('@super', n, '__globals__', g, (), {})['WANTED']",
+    "another number": "next(v for i in range(9) for v in [end.request('__call__', i, 0)] if v)",
+}
+for question, words in QUESTIONS.items():
+    abuse(f"a question for {question}", f"{END}{NUMBERS}\nreturn {words}")
+
+
+def test_the_questions_are_asked(env):
+    """For else the abuses above would abuse nothing."""
+    body = f"{END}{NUMBERS}\nreturn end.request('__call__', n, 0)"
+    code = "def f(g):\n    " + body.replace("\n", "\n    ")
+    tests = "asked = []\ndef g(x): asked.append(x)\nf(g)\nassert asked == [0]"
+    assert graded(env, code, {"tests": tests, "entry_point": "f"}).reward == 1.0
+
+
 abuse("negative numbers", "return type(g)(g._peer, -1)()")
 abuse("setting", "g.__code__ = f.__code__; return g(1)")
 abuse("calling it with itself", "return g(g)")

@@ -70,8 +70,10 @@ DOUBLE = {"tests": "assert f(4) == 8\nassert f(5) == 10", "entry_point": "f"}
 HONEST = "def f(x): return 2 * x"
 
 
-# A script that runs the tests in its background has them ignore Ctrl-C, and all their children too.
+# A script that runs the tests in its background, or by nohup, has them ignore these, and all their
+# children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # ── waiting, and looking at processes ─────────────────────────────────────────────────────────────

@@ -277,6 +277,17 @@ NOT_CROSSED = {
         "stack = Stack()\nitems = stack.items\nstack.push(1)\nassert items == [1]",
     ),
     "`get().append(1)`": (STACK, "get().append(1)\nassert get() == [1]"),
+    "`Log(sink).add(1)`": (
+        "class Log:\n    def __init__(self, sink): self.sink = sink\n"
+        "    def add(self, item): self.sink.append(item)",
+        "sink = []\nLog(sink).add(1)\nassert sink == [1]",
+    ),
+    "A descriptor of the agent's with `__set__`": (
+        "class Positive:\n    def __set__(self, owner, value):\n"
+        "        if value < 0: raise ValueError",
+        "class Thing:\n    n = Positive()\nraised = False\ntry:\n    Thing().n = -1\n"
+        "except ValueError:\n    raised = True\nassert raised",
+    ),
     "`v.scale(2) * 2`": (VECTOR, "v = Vector(1)\nassert (v.scale(2) * 2).x == 4"),
     "`make() + 1`": (VECTOR, "assert (make() + 1).x == 2"),
     "a class that nothing tells to be one": (

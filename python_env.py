@@ -1132,6 +1132,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     observation_model: type[ObservationT] | None = None
     state_model: type[StateT] | None = None
+    message_bytes: int | None = None  # that a message may have; None: the server will say so
 
     def __init__(
         self,
@@ -1316,6 +1317,10 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
             text = json.dumps({"type": kind, **({"data": data} if data else {})}, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"{kind}: expected what JSON can express; {error}") from None
+        if self.message_bytes and len(text) > self.message_bytes:
+            # Sent, it would cost the session.
+            most = self.message_bytes
+            raise InvalidRequest(f"{kind}: has {len(text):,} bytes as JSON; the limit is {most:,}")
 
         with self._wire.turn():
             if self._wire.lost and kind != "reset":
@@ -1390,6 +1395,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     observation_model = PythonObservation
     state_model = PythonState
+    message_bytes = LIMITS.message_bytes
 
     def __init__(
         self,
@@ -1445,6 +1451,13 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             action = PythonAction(action)
         return super().step(action, timeout_s=timeout_s)
 
+    def _step_payload(self, action: Any) -> dict[str, Any]:
+        payload = super()._step_payload(action)
+        if isinstance(payload.get("code"), str):
+            # One character too many is a step that earns nothing; of 2 MiB nobody would read any.
+            payload["code"] = payload["code"][: LIMITS.code_bytes + 1]
+        return payload
+
     def score(
         self,
         completions: Sequence[Any],
@@ -1482,9 +1495,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
                 self._joining.discard(session)
                 # The prompt as the server tells it, because its own tasks' rows are not here.
                 code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
-                # The limit of a step is over there; a message over the server's would cost us the
-                # connection.
-                reward = session.step(code[: LIMITS.code_bytes + 1]).reward
+                reward = session.step(code).reward
             except PythonEnvError as error:
                 why = error
                 if not is_passing(error):

@@ -125,6 +125,21 @@ def test_what_json_cannot_express_is_refused_and_costs_nothing(server, value):
         assert env.step("x").observation.result == "1"
 
 
+def test_what_is_too_large_for_a_message_costs_no_session(server):
+    with PythonEnv(server.url) as env:
+        env.reset("repl")
+        env.step("x = 1")
+        with pytest.raises(InvalidRequest, match="reset: has 3,.* bytes as JSON; the limit is 2,"):
+            env.reset(tests="assert f() == 1\n" * 200_000)
+        with pytest.raises(InvalidRequest, match="step: has 3,.* bytes"):
+            env.step(PythonAction("1", stdin="x" * 3_000_000))
+        for action in ("#" * 3_000_000, PythonAction("#" * 3_000_000), {"code": "é" * 3_000_000}):
+            seen = env.step(action).observation
+            assert seen.exit_code == 1
+            assert "262,144" in seen.feedback
+        assert env.step("x").observation.result == "1"
+
+
 def test_a_step_s_own_time_is_sent_and_added_to_the_patience():
     def slow(message):
         time.sleep(0.5)  # because the point is what is longer than message_timeout_s

@@ -6142,6 +6142,14 @@ def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
     return getattr(target, method)(*args, **kwargs)
 
 
+def permits_special(method: str, kind: type, name: str) -> bool:
+    """Whether graded code may read or call this special attribute of an object of this class."""
+    if method == "@get":
+        # Of an object's own attributes the public ones alone; perform() sees to that.
+        return name in SHOWN or (name == "__dict__" and kind.__module__ == "__main__")
+    return method not in SETTING and name in methods_of(kind) | {"__call__"}
+
+
 class Peer:
     """One end of the line between judge and worker, who may use each other's objects.
 
@@ -6286,11 +6294,7 @@ class Peer:
         if type(name) is not str or name in ("@await", "@super"):
             return False
         if name.startswith("__"):
-            if is_access:
-                # Of an object's own attributes the public ones; perform() sees to that.
-                is_shown = name in SHOWN or name == "__dict__" and kind.__module__ == "__main__"
-                return method == "@get" and is_shown
-            return name in methods_of(kind) | {"__call__"}
+            return permits_special(method, kind, name)
         if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
             return False  # a mock that was told to agree would
         if self.mirror_base(kind):

@@ -1415,7 +1415,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         self._starter = 0  # the process that started it
         self._is_closed = False  # since the last reset()
         self._idle: list[PythonEnv] = []  # sessions that score() may use
-        self._joining: set[PythonEnv] = set()  # those that still wait for a place on the server
+        self._joining: dict[PythonEnv, float] = {}  # those that wait for a place there: since when
         if base_url is None:
             self._start_server()
 
@@ -1490,9 +1490,10 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             session = self._idle_session()
             try:
                 given: dict[str, Any] = read_row(row) | {"max_steps": 1}
-                self._joining.add(session)
+                if not session._wire.connection:
+                    self._joining[session] = time.monotonic()
                 seen = session.reset(**given).observation
-                self._joining.discard(session)
+                self._joining.pop(session, None)
                 # The prompt as the server tells it, because its own tasks' rows are not here.
                 code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
                 reward = session.step(code).reward
@@ -1504,13 +1505,14 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
                 session.close()
                 self._recover()
             else:
+                self._idle.append(session)
                 if self._joining:
-                    session.close()  # on a full server its place is for those that wait
-                else:
-                    self._idle.append(session)
+                    timer = threading.Timer(2 * JOINING_S, self._make_room)
+                    timer.daemon = True
+                    timer.start()
                 return reward if seen.tests_total else None
             finally:
-                self._joining.discard(session)
+                self._joining.pop(session, None)
         log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
         return None
 
@@ -1525,6 +1527,17 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             ssl=self._ssl,
         )
 
+    def _make_room(self) -> None:
+        """On a full server the places of idle sessions are for those of ours that wait for one."""
+        since = min([*self._joining.values()], default=time.monotonic())
+        if time.monotonic() - since > JOINING_S:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):  # when they are all closed, or taken meanwhile
+            while True:
+                self._idle.pop().close()
+
     def _recover(self) -> None:
         """After a lost connection: forget the others, and start a server of ours that died."""
         self._idle.clear()
@@ -1538,8 +1551,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
     def close(self) -> None:
         """End the session, those of score(), and the embedded server; may be called again."""
         self._is_closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
         super().close()
 
     disconnect = close
@@ -1597,6 +1609,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
 
 SCORE_ATTEMPTS = 3  # at a completion, while servers go away
+JOINING_S = 0.3  # after which a session has begun, unless the server is full
 
 
 def is_passing(error: PythonEnvError) -> bool:

@@ -1470,12 +1470,14 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
         A completion is text or chat messages; its code is what extract_code() finds, or goes on
         from its row's prompt as in HumanEval. columns: lists as long as `completions`, as a batch
-        of a data set has them: `task_id`, or the columns of a task; what is no such list is passed
-        over. prompts: stands for a column `prompt`. workers: sessions at once, kept for the next
-        call until close(). So a trainer takes it as it is: `reward_funcs=[env.score]`.
+        of a data set has them: `task_id`, or the columns of a task; what is no list, or none of
+        these, is passed over. prompts: stands for a column `prompt`. workers: sessions at once,
+        kept for the next call until close(). So a trainer takes it as it is:
+        `reward_funcs=[env.score]`.
 
         None: the row is no task, its tests are at fault, or the server is gone (tried three times);
-        the log says why. Raises InvalidRequest when no column brings tasks at all.
+        the log says why. Raises InvalidRequest when no column brings tasks at all, or one of them
+        has another length.
         """
         if prompts is not None:
             columns["prompt"] = prompts
@@ -1490,10 +1492,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             session = self._idle_session()
             try:
                 given: dict[str, Any] = read_row(row) | {"max_steps": 1}
-                if not session._wire.connection:
-                    self._joining[session] = time.monotonic()
-                seen = session.reset(**given).observation
-                self._joining.pop(session, None)
+                seen = self._begin(session, given).observation
                 # The prompt as the server tells it, because its own tasks' rows are not here.
                 code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
                 reward = session.step(code).reward
@@ -1511,8 +1510,6 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
                     timer.daemon = True
                     timer.start()
                 return reward if seen.tests_total else None
-            finally:
-                self._joining.pop(session, None)
         log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
         return None
 
@@ -1526,6 +1523,15 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             headers=self.headers,
             ssl=self._ssl,
         )
+
+    def _begin(self, session: PythonEnv, given: dict[str, Any]) -> StepResult[PythonObservation]:
+        """Its reset(). The first one may have to wait for a place on the server."""
+        if not session._wire.connection:
+            self._joining[session] = time.monotonic()
+        try:
+            return session.reset(**given)
+        finally:
+            self._joining.pop(session, None)
 
     def _make_room(self) -> None:
         """On a full server the places of idle sessions are for those of ours that wait for one."""
@@ -3098,7 +3104,8 @@ def plain(cell: Any) -> Any:
 
 
 def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
-    """A batch's rows. What is not a list of `total` values is no column of it."""
+    """A batch's rows, of those of its columns that a task is made of. Raises InvalidRequest when
+    there are none, or when one of them has not `total` values."""
     lists = {}
     for name, values in columns.items():
         is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping))

@@ -1453,9 +1453,12 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     def _step_payload(self, action: Any) -> dict[str, Any]:
         payload = super()._step_payload(action)
-        if isinstance(payload.get("code"), str):
-            # One character too many is a step that earns nothing; of 2 MiB nobody would read any.
-            payload["code"] = payload["code"][: LIMITS.code_bytes + 1]
+        code = payload.get("code")
+        if isinstance(code, str) and len(json.dumps(code)) > 6 * LIMITS.code_bytes:
+            # Code within the limit is never that long as JSON, and much more would be no message.
+            # One byte too many is a step that earns nothing as well.
+            head = code.encode("utf-8", "replace")[: LIMITS.code_bytes + 3]
+            payload["code"] = head.decode("utf-8", "replace")
         return payload
 
     def score(

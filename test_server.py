@@ -1015,7 +1015,12 @@ def test_a_client_that_goes_away_during_a_step_ends_it_and_disturbs_nobody(serve
     action = {"code": "while True: pass", "timeout_s": 60}
     with ws(server) as other, contextlib.ExitStack() as stack:
         call(other, "reset", task_id="repl")
-        before = eventually(lambda: sessions(server) and len(processes(server.tmp)))
+        assert result(other, "1") == "1"
+        before = processes(server.tmp)
+
+        def begun() -> set[int]:
+            return processes(server.tmp) - before
+
         if how == "abort over HTTP":
             sock = open_tcp(server)
             body = json.dumps({"action": action}).encode()
@@ -1028,8 +1033,8 @@ def test_a_client_that_goes_away_during_a_step_ends_it_and_disturbs_nobody(serve
             peer = stack.enter_context(ws(server))
             call(peer, "reset", task_id="repl")
             tell(peer, "step", **action)
-        eventually(lambda: len(processes(server.tmp)) > before)
-        assert result(other, "1") == "1"
+        eventually(begun)
+        assert result(other, "2") == "2"
         if how == "close message":
             tell(peer, "close")
             assert close_code(peer) == 1000
@@ -1037,8 +1042,8 @@ def test_a_client_that_goes_away_during_a_step_ends_it_and_disturbs_nobody(serve
             peer.close()
         else:
             abort(sock)
-        eventually(lambda: len(processes(server.tmp)) <= before)
-        assert result(other, "2") == "2"
+        eventually(lambda: not begun())
+        assert result(other, "3") == "3"
 
 
 HANDSHAKE = (

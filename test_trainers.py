@@ -1,6 +1,6 @@
 """Real trainers, three steps each on the CPU. By hand, because PyTorch alone is gigabytes:
 
-python -m venv trainers && trainers/bin/pip install torch trl jmespath pytest websockets
+python -m venv trainers && trainers/bin/pip install torch trl jmespath skyrl-gym pytest websockets
 trainers/bin/python -m pytest -m trainers test_trainers.py
 
 The model is tiny and randomly initialised, and so it would never write a program. Therefore its
@@ -21,6 +21,7 @@ import pytest
 
 from conftest import HERE
 from python_env import PythonEnv
+from python_env import extract_code
 
 # These packages warn of many things, and of TRL's experimental ones.
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
@@ -180,3 +181,38 @@ def test_grpo_with_score_as_its_reward(tmp_path):
     with PythonEnv() as env:
         trainer = train(tmp_path, script, reward_funcs=[env.score])
     assert rewards_of(trainer) == [pytest.approx(sum(REWARDS) / len(REWARDS))] * STEPS
+
+
+def test_an_environment_of_skyrl_gym(tmp_path):
+    """Several turns: the model reads what its program came to, and the better one earns more."""
+    skyrl_gym = pytest.importorskip("skyrl_gym")
+    texts = pytest.importorskip("skyrl_gym.envs.base_text_env")
+
+    class PythonText(texts.BaseTextEnv):  # type: ignore[name-defined, misc]
+        def __init__(self, env_config: Any = None, extras: Any = None) -> None:
+            super().__init__()
+            self.env = PythonEnv()
+            self.row = extras["row"]
+
+        def init(self, prompt: Any) -> Any:
+            self.env.reset(**self.row)
+            return prompt, {}
+
+        def step(self, action: str) -> Any:
+            seen = self.env.step(extract_code(action))
+            told = [{"role": "user", "content": seen.observation.feedback}]
+            return texts.BaseTextEnvStepOutput(
+                observations=told, reward=seen.reward, done=seen.done, metadata={}
+            )
+
+        def close(self) -> None:
+            self.env.close()
+
+    skyrl_gym.register("python_env", entry_point=PythonText)
+    env = skyrl_gym.make("python_env", extras={"row": TASK})
+    env.init([{"role": "user", "content": "Define `double(x)`."}])
+    turns = [env.step(f"```python\n{PROGRAMS[number]}\n```") for number in (2, 1, 0)]
+    env.close()
+    assert [turn["reward"] for turn in turns] == [0.0, 0.5, 1.0]
+    assert [turn["done"] for turn in turns] == [False, False, True]
+    assert "1 of 2 tests passed" in turns[1]["observations"][0]["content"]

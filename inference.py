@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import re
 import signal
@@ -37,7 +36,9 @@ from python_env import BUILTIN_ROWS
 from python_env import PythonEnv
 from python_env import PythonEnvError
 from python_env import PythonObservation
+from python_env import Task
 from python_env import extract_code
+from python_env import load_tasks
 from python_env import number
 
 HERE = Path(__file__).resolve().parent
@@ -59,13 +60,14 @@ The model, behind any API that speaks OpenAI's chat completions (pip install ope
 The environment; the first that is set counts:
   ENV_BASE_URL         a running server, with its PYTHON_ENV_TOKEN where it asks for one
   LOCAL_IMAGE_NAME     a local image: started, and removed at the end
-  (none of the two)    an embedded server, with the tasks.jsonl beside this file, if there is one
+  (none of the two)    an embedded server, with the tasks of --play, or with the tasks.jsonl beside
+                       this file, if there is one
 
 Each option is a variable, too: --max-steps is INFERENCE_MAX_STEPS.
 
 Without a model, for the baselines to compare one with, or to try the set-up:
   python inference.py --play builtin       what the built-in tasks' reference solutions get
-  python inference.py --play tasks.jsonl   the same of yours, its column `solution`
+  python inference.py --play tasks.jsonl   the same of yours, in any of the formats
   python inference.py --play /dev/null     what an empty answer gets
 
 score is the last step's reward, kept between 0.001 and 0.999, because a hackathon's validation
@@ -257,18 +259,24 @@ class Model:
 
 
 class Script:
-    """Answers without a model: the column `solution` of a file of tasks, or of the built-in ones;
-    else an empty answer."""
+    """Answers without a model: the reference solutions of a file of tasks in any format, or of the
+    built-in ones; else an empty answer."""
 
     def __init__(self, path: str) -> None:
+        """Raises OSError and InvalidRequest."""
         self.name = "script"
-        rows = [*BUILTIN_ROWS]
-        if path != "builtin":
-            rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line]
-        self.solutions = {row["task_id"]: row.get("solution", "") for row in rows}
+        self.path = path
+        self.tasks: dict[str, Task] = {}
+        if path == "builtin":
+            self.tasks = {row["task_id"]: Task.from_row(row) for row in BUILTIN_ROWS}
+        elif Path(path).read_bytes():
+            self.tasks = load_tasks(path)
 
     def answer(self, task_id: str, messages: list[Any]) -> str:
-        return str(self.solutions.get(task_id, ""))
+        solution = self.tasks[task_id].solution if task_id in self.tasks else ""
+        if self.tasks and not solution:
+            complain(f"{task_id}: {self.path} has no solution of it, so the answer is empty")
+        return solution
 
 
 # ── One task, and all of them ─────────────────────────────────────────────────────────────────────
@@ -338,7 +346,7 @@ def play_all(
             return
 
 
-def open_environment() -> PythonEnv:
+def open_environment(player: Model | Script) -> PythonEnv:
     """The environment that the variables name. Raises PythonEnvError and OSError."""
     url = os.environ.get("ENV_BASE_URL")
     image = os.environ.get("LOCAL_IMAGE_NAME")
@@ -346,6 +354,8 @@ def open_environment() -> PythonEnv:
         return PythonEnv(base_url=url, token=os.environ.get("PYTHON_ENV_TOKEN"))
     if image:
         return PythonEnv.from_docker_image(image)
+    if isinstance(player, Script) and player.tasks:
+        return PythonEnv(tasks=None if player.path == "builtin" else player.path)
     own = HERE / "tasks.jsonl"
     return PythonEnv(tasks=own if own.exists() else None)
 
@@ -387,8 +397,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.play:
             player = Script(given.play)
             given.max_steps = 1  # because it would answer the same again
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        parser.error(f"--play: expected JSON lines with task_id and solution: {error!r}")
+    except (OSError, PythonEnvError) as error:
+        parser.error(f"--play: expected a file of tasks, builtin or /dev/null: {error}")
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal cannot show
@@ -396,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as cleanup:
         try:
             with clock.limit(START_S, "the environment's start"):
-                env = cleanup.enter_context(open_environment())
+                env = cleanup.enter_context(open_environment(player))
                 task_ids = [task["task_id"] for task in env.tasks()]
         except (Exception, Stopped) as error:
             complain(f"no environment: {describe_error(error)}")

@@ -195,6 +195,23 @@ def test_ctrl_c_and_the_same_command_goes_on(evaluation):
     assert evaluation.out.read_text() == complete
 
 
+def test_results_of_other_samples_stay_and_do_not_count(evaluation):
+    other = {"task_id": "own", "completion": "", "passed": True, "reward": 1.0, "feedback": "x"}
+    write(evaluation.out, [other])
+    said, _ = evaluation.run()
+    assert said.startswith("4 of 9 samples passed")
+    assert read(evaluation.out)[0] == other
+
+
+def test_a_bad_row_is_named_by_its_line_and_may_be_left_out(evaluation):
+    write(evaluation.tasks, [ADD, {"task_id": "bad", "prompt": "no tests"}, DOUBLE, UPPER])
+    _, errors = evaluation.run(status=2)
+    assert "tasks.jsonl" in errors
+    assert "line 2" in errors
+    said, _ = evaluation.run("--skip-bad-tasks")
+    assert said.startswith("4 of 9 samples passed")
+
+
 def test_a_terminal_sees_a_bar(evaluation):
     here, there = pty.openpty()
     with evaluation.start(stderr=there) as process:

@@ -526,6 +526,29 @@ def test_the_baselines_of_the_references_and_of_an_empty_answer(own):
     assert (ended.blocks[0].model, ended.errors, ended.status) == ("script", [], 0)
 
 
+def test_the_references_of_rows_of_other_formats_are_played_wherever_the_file_is(tmp_path):
+    rows = [
+        {"task_id": "m", "test_list": ["assert f() == 1"], "text": "", "code": "def f(): return 1"},
+        {
+            "task_id": "p",
+            "inputs": ["2"],
+            "outputs": ["4"],
+            "solutions": ["print(2 * int(input()))"],
+        },
+        {"task_id": "n", "tests": "assert g() == 1"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    ended = finish(start("--play", str(path)))
+    assert [block.end["score"] for block in ended.blocks] == ["0.999", "0.999", "0.001"]
+    assert [line for line in ended.errors if "n:" in line and "no solution" in line]
+
+
+def test_the_built_in_tasks_are_played_beside_others(own):
+    ended = finish(start("--play", "builtin", "--max-tasks", "1", program=own))
+    assert [block.end["score"] for block in ended.blocks] == ["0.999"]
+
+
 def test_a_server_that_asks_for_a_token_gets_it(tmp_path):
     with Launched(tmp_path, PYTHON_ENV_TOKEN="let-me-in") as server:
         more = {"ENV_BASE_URL": server.url, "INFERENCE_MAX_TASKS": "1"}
@@ -622,7 +645,7 @@ def test_the_help_names_every_variable():
     [
         ("INFERENCE_MAX_STEPS", "many", "expected int, at least 1"),
         ("INFERENCE_TASK_SECONDS", "0", "expected float, at least 0.1"),
-        ("INFERENCE_PLAY", "no-such-file", "expected JSON lines"),
+        ("INFERENCE_PLAY", "no-such-file", "expected a file of tasks"),
     ],
 )
 def test_a_wrong_option_or_variable_is_refused(variable, value, words):

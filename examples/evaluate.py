@@ -37,6 +37,7 @@ from python_env import PythonEnvError
 from python_env import Task
 from python_env import complete_code
 from python_env import extract_code
+from python_env import load_tasks
 
 ATTEMPTS = 3
 
@@ -72,11 +73,6 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     ) from None
 
 
-def read_tasks(path: Path) -> dict[str, Task]:
-    tasks = [Task.from_row(row, default_id=place) for place, row in read_lines(path)]
-    return {task.task_id: task for task in tasks}
-
-
 def read_samples(path: Path, tasks: dict[str, Task]) -> list[Sample]:
     samples = []
     for place, row in read_lines(path):
@@ -101,16 +97,20 @@ def read_results(path: Path) -> list[Result]:
     return [Result(**row) for _, row in read_lines(path)]
 
 
-def without_result(samples: list[Sample], results: list[Result]) -> list[Sample]:
-    """The samples still to grade; the same completion may be there several times."""
-    done = collections.Counter(Sample(each.task_id, each.completion) for each in results)
-    left = []
+def take_up(samples: list[Sample], written: list[Result]) -> tuple[list[Sample], list[Result]]:
+    """The samples still to grade, and the results of the others; the same completion may be there
+    several times. A result of a sample that is not in the file stays where it is, uncounted."""
+    by_sample = collections.defaultdict(list)
+    for result in written:
+        by_sample[Sample(result.task_id, result.completion)].append(result)
+    todo = []
+    results = []
     for sample in samples:
-        if done[sample]:
-            done[sample] -= 1
+        if by_sample[sample]:
+            results.append(by_sample[sample].pop())
         else:
-            left.append(sample)
-    return left
+            todo.append(sample)
+    return todo, results
 
 
 # ── Grading ───────────────────────────────────────────────────────────────────────────────────────
@@ -126,7 +126,8 @@ class Grader:
         self.token = None if self.is_embedded else os.environ.get("PYTHON_ENV_TOKEN")
         # The embedded server knows the tasks; to any other they are sent.
         file = given.tasks if self.is_embedded else None
-        self.server = PythonEnv(given.base_url, tasks=file, token=self.token)
+        flags = ["--skip-bad-tasks"] if self.is_embedded and given.skip_bad_tasks else []
+        self.server = PythonEnv(given.base_url, tasks=file, server_args=flags, token=self.token)
         self.idle: list[PythonEnv] = []
 
     def grade(self, sample: Sample) -> Result:
@@ -179,10 +180,9 @@ class Grader:
 
 
 def evaluate(given: argparse.Namespace) -> int:
-    tasks = read_tasks(given.tasks)
+    tasks = load_tasks(given.tasks, given.skip_bad_tasks)
     samples = read_samples(given.samples, tasks)
-    results = read_results(given.out)
-    todo = without_result(samples, results)
+    todo, results = take_up(samples, read_results(given.out))
     faults = []
     bar = Bar(len(samples), len(samples) - len(todo))
     grader = Grader(given, tasks)
@@ -264,6 +264,9 @@ def main(argv: list[str] | None = None) -> int:
     add("samples", type=Path, help="JSONL or JSONL.gz with task_id and completion")
     add("--tasks", type=Path, required=True, help="JSONL or JSONL.gz, as python-env serve takes it")
     add("--out", type=Path, required=True, help="JSONL to write, or to go on with")
+    add(
+        "--skip-bad-tasks", action="store_true", help="leave out bad lines of the tasks, and say so"
+    )
     add("--base-url", help="a running server; without it one is started, and ends with this")
     add("--workers", type=int, default=2 * (os.cpu_count() or 1), help="sessions at once")
     add("--timeout", type=float, help="seconds of a sample; without it as the server says")

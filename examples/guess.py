@@ -1,4 +1,4 @@
-"""An environment of one's own: guess a number. `python examples/guess.py` serves it.
+"""An environment of one's own: guess a number. `python examples/guess.py [PORT]` serves it.
 
 Then, in another program:
 

@@ -702,26 +702,10 @@ class PythonResetRequest(ResetRequest):
     reward: Literal["score", "gain"] | None = described("gain: improvement only", None)
 
 
-Step = tuple[str, str | None]  # code and standard input
-
-
-class Attempt(NamedTuple):
-    """One run of a step's code, and its judgement."""
-
-    outcome: Outcome
-    stdout: str = ""
-    stderr: str = ""
-    verdict: Verdict | None = None  # None: not judged
-    void: str = ""  # why it does not count: a process died, and not by the code's doing
-
-
 class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     """A session of Python code in an interpreter of its own, judged by hidden tests.
 
-    Without tests one worker lives through the episode. With tests each step gets a fresh worker,
-    which replays the transcript, runs the new code, meets the judge and is thrown away: so whatever
-    the code keeps of the tests' inputs never comes back to the agent. With pairs each step stands
-    alone: it runs once for what the agent sees, then once for each pair, and nothing is replayed.
+    These are the rules of the game; the processes that play it are the Grader's (chapter 11).
 
     tasks: by task_id. turn: counts the episodes of all sessions, so that tasks rotate where nobody
     chooses one. judge: "inside" runs the tests of all tasks where the code ran.
@@ -730,21 +714,13 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     def __init__(
         self, sandbox: Sandbox, tasks: Mapping[str, Task], turn: Iterator[int], judge: str = "apart"
     ) -> None:
-        self.sandbox = sandbox
         self.limits = sandbox.limits
         self.tasks = tasks
         self.turn = turn
-        self.judge_mode = judge
+        self.grader = Grader(sandbox, judge)
         self.task = REPL
         self.episode = PythonState(task_id=REPL.task_id)
         self.pays_gain = False
-        self.seed = 0
-        self.transcript: list[Step] = []  # what a fresh worker replays
-        self.worker: Process | None = None  # for the next step, forked ahead of time
-        self.replaying: asyncio.Task[Outcome] | None = None  # what it does until then
-        self.judge = SessionJudge(sandbox)
-        self.news = ""  # for the next feedback: what became of the interpreter between two steps
-        self.is_closed = False
 
     async def reset(self, **row: Any) -> PythonObservation:
         """Begin an episode. `row` has the fields of PythonResetRequest, and perhaps a task of the
@@ -753,25 +729,16 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         Raises InvalidRequest (no such task, or no tests in the columns), FactoryError.
         """
         options = known_fields(PythonResetRequest, row)
-        task = self.choose_task(options, row)
-        if task.tests and not task.facts:
-            async with self.sandbox.turn():
-                task = dataclasses.replace(task, facts=await self.judge.prepare(task))
-        self.release_worker()
+        task = await self.grader.read(self.choose_task(options, row))
+        steps = [options.max_steps, self.limits.task_steps if task.is_judged else None]
         self.task = task
         self.pays_gain = options.reward == "gain"
-        self.seed = secrets.randbits(32) if options.seed is None else options.seed
-        self.transcript = []
-        steps = [options.max_steps, self.limits.task_steps if task.is_judged else None]
         self.episode = PythonState(
             episode_id=options.episode_id or secrets.token_hex(8),
             task_id=task.task_id,
             max_steps=min((most for most in steps if most), default=None),
         )
-        await self.sandbox.start()
-        self.begin_worker()
-        if task.tests and not self.judges_inside:
-            self.judge.begin(task)  # while the agent thinks
+        await self.grader.begin(task, options.seed)
         return PythonObservation(
             task_id=task.task_id, prompt=task.prompt, tests_total=task.tests_total
         )
@@ -784,7 +751,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             columns["task_id"] = row.get("task_id")
             return Task.from_row(columns)
         if options.task_id is not None:
-            return self.find_task(task_id_of({"task_id": options.task_id}, ""))
+            return find_task(self.tasks, task_id_of({"task_id": options.task_id}, ""))
         if any(value is not None for value in columns.values()):
             raise InvalidRequest(describe_no_tests(columns))
         if options.seed is None:
@@ -793,19 +760,6 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             turn = random.Random(options.seed).randrange(2**32)
         names = [*self.tasks]
         return self.tasks[names[turn % len(names)]]
-
-    def find_task(self, name: str) -> Task:
-        task = REPL if name == REPL.task_id else self.tasks.get(name)
-        if task:
-            return task
-        near: list[str] = []
-        if len(self.tasks) <= 1_000 and len(name) <= 100:  # among more it would take seconds
-            near = difflib.get_close_matches(name, [*self.tasks, REPL.task_id], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        words = f"no task {name[:100]!r}{hint} GET /tasks lists them, tests= brings one"
-        raise InvalidRequest(
-            f"task_id: {words}", [error_entry("unknown_task", ("task_id",), words, name)]
-        )
 
     async def step(self, action: PythonAction, timeout_s: float | None = None) -> PythonObservation:
         """Run the action's code and, where the task has tests, judge the episode so far.
@@ -817,195 +771,33 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         FactoryError, and ExecutionError when the grading itself failed, or the task is at fault:
         that must not teach a model anything, so there is no reward then.
         """
-        if self.episode.done:
+        episode = self.episode
+        if episode.done:
             raise ExecutionError("the episode is over: call reset() to begin another")
-        seconds = self.seconds_for(action, timeout_s)
-        self.episode.step_count += 1
-        self.sandbox.counters["steps"] += 1
-        try:
-            too_long = self.refuse_code(action)
-            if too_long:
-                return self.observe(Attempt(Outcome(exit_code=1), stderr=too_long), [too_long])
-            attempt = await self.attempt_until_it_counts(action, seconds)
-            # A worker that was killed at every attempt is taken for the code's own death (it may
-            # use up the machine's memory): so it earns 0. Any other process's death is ours.
-            if attempt.void and not attempt.outcome.taken:
-                raise ExecutionError(f"the grading failed, hence no reward: {attempt.void}")
-            return self.observe(attempt, self.describe(attempt, seconds))
-        finally:
-            # Whatever was raised, the step counts: or code that breaks the grading could try on.
-            if self.episode.max_steps and self.episode.step_count >= self.episode.max_steps:
-                self.episode.done = True
-            if self.task.is_judged or self.episode.done:
-                # After the reply, because ending one process and forking another takes time.
-                asyncio.get_running_loop().call_soon(self.change_worker, self.worker)
-                self.worker = None
-
-    @property
-    def judges_inside(self) -> bool:
-        """Whether the tests run where the code ran: so says the task, or the operator."""
-        return "inside" in (self.task.judge, self.judge_mode)
-
-    def seconds_for(self, action: PythonAction, timeout_s: float | None) -> float:
         seconds = action.timeout_s or timeout_s or self.limits.step_s
         most = self.limits.step_max_s
         if seconds > most:
-            raise InvalidRequest(
-                f"timeout_s: {seconds:,.1f} s asked for; the limit is {most:,.1f} s"
-            )
-        return seconds
-
-    def refuse_code(self, action: PythonAction) -> str:
-        """Why the code is too long, which is the agent's own fault; or ""."""
-        limits = self.limits
-        size = len(action.code.encode(errors="surrogatepass"))
-        if size > limits.code_bytes:
-            return f"The code has {size:,} bytes; the limit is {limits.code_bytes:,} a step."
-        total = size + sum(len(code.encode(errors="surrogatepass")) for code, _ in self.transcript)
-        if total > limits.transcript_bytes:
-            return (
-                f"The episode's code would have {total:,} bytes; the limit is"
-                f" {limits.transcript_bytes:,}. reset() begins another."
-            )
-        return ""
-
-    async def attempt_until_it_counts(self, action: PythonAction, seconds: float) -> Attempt:
-        """Make an attempt, and again where it does not count, or where no process was to be had: a
-        little later, when a dying zygote has died, or the sampler has ended a thread bomb."""
-        attempt = Attempt(TAKEN, void=KILLED)
-        for turn in range(ATTEMPTS):
-            if turn:
-                self.release_worker()
-                await asyncio.sleep(self.limits.sample_s)
-            try:
-                attempt = await self.attempt(action, seconds)
-                if not attempt.void:
-                    break
-            except FactoryError:
-                if turn == ATTEMPTS - 1:
-                    raise
-        return attempt
-
-    async def attempt(self, action: PythonAction, seconds: float) -> Attempt:
-        """Run the code once in a worker that is where the episode is, and judge it."""
-        worker = await self.replayed_worker()
-        if isinstance(worker, Attempt):
-            return worker
-        async with self.sandbox.turn() if self.task.is_judged else contextlib.nullcontext():
-            return await self.run_and_judge(worker, action, seconds)
-
-    async def run_and_judge(self, worker: Process, action: PythonAction, seconds: float) -> Attempt:
-        task = self.task
-        deadline = time.monotonic() + seconds
-        then = ""
-        if task.tests:
-            then = "inside" if self.judges_inside else "serve"
-        outcome = await worker.run(seconds, code=action.code, stdin=action.stdin, then=then)
-        stdout, stderr = worker.take_output()
-        attempt = Attempt(outcome, stdout, stderr)
-        if outcome.died:
-            self.sandbox.counters["worker_deaths"] += 1
-        if outcome.taken and task.is_judged:
-            return attempt._replace(void=KILLED)
-        if task.pairs:
-            return attempt._replace(verdict=await self.judge_pairs(action, seconds))
-        if not task.tests or outcome.timed_out or outcome.died:
-            return attempt
-        return await self.judge_attempt(attempt, worker, then, deadline, action)
-
-    async def judge_attempt(
-        self, attempt: Attempt, worker: Process, then: str, deadline: float, action: PythonAction
-    ) -> Attempt:
-        """Have the tests run against a worker whose code has ended by itself."""
-        self.sandbox.counters["gradings"] += 1
-        seconds = max(deadline - time.monotonic(), self.limits.grading_min_s)
+            words = f"timeout_s: {seconds:,.1f} s asked for; the limit is {most:,.1f} s"
+            raise InvalidRequest(words)
+        # Whatever is raised below, the step counts: or code that breaks the grading could try on.
+        episode.step_count += 1
+        episode.done = episode.step_count == episode.max_steps
         try:
-            if then == "inside":
-                verdict = await judge_inside(worker, self.task, seconds)
-            else:
-                verdict = await self.judge.grade(worker, self.task, seconds, self.seed)
-        except BROKEN as error:
-            return attempt._replace(void=f"the judge died: {error}")
-        if verdict.broken and await worker.was_taken():
-            return attempt._replace(outcome=TAKEN, void=KILLED)
-        self.transcript.append((action.code, action.stdin))
-        return attempt._replace(verdict=verdict)
+            attempt = await self.grader.run(action, seconds)
+            return self.observe(attempt, self.describe(attempt, seconds))
+        finally:
+            self.grader.end_step(episode.done)
 
-    async def judge_pairs(self, action: PythonAction, seconds: float) -> Verdict:
-        """Run the step's code alone, as a program, once for each pair of input and output."""
-        passed = 0
-        # With the run that the agent sees, no longer than the longest step.
-        end = time.monotonic() + max(seconds, self.limits.step_max_s - seconds)
-        for pair in self.task.pairs:
-            left = min(seconds, end - time.monotonic())
-            if left <= 0:
-                return Verdict(passed, late=True)
-            self.sandbox.counters["gradings"] += 1
-            passed += await self.passes(action.code, pair, left)
-        return Verdict(passed, solved=passed == len(self.task.pairs))
-
-    async def passes(self, code: str, pair: Pair, seconds: float) -> bool:
-        """Whether a program prints what it should, and ends well; run again where somebody else
-        killed it."""
-        for _ in range(ATTEMPTS):
-            await self.sandbox.start()
-            self.check_open()
-            worker = self.sandbox.spawn("worker", self.seed)
-            try:
-                for stream in worker.streams:
-                    stream.most = self.limits.output_bytes + 2 * len(pair.expected)
-                if self.task.setup:
-                    outcome = await worker.run(seconds, setup=self.task.setup)
-                    self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
-                    worker.take_output()
-                outcome = await worker.run(seconds, code=code, stdin=pair.stdin)
-                stdout, _ = worker.take_output()
-            finally:
-                worker.close()
-            if not outcome.taken:
-                has_ended = outcome.exit_code == 0 and not outcome.died
-                return has_ended and pair.holds(stdout)
-        return False
-
-    def refuse_fault(self, fault: str) -> None:
-        """What is wrong with the task itself must not teach a model anything."""
-        if fault:
-            raise ExecutionError(
-                f"task {self.task.task_id!r} is at fault, hence no reward: {fault}"
-            )
-
-    def describe(self, attempt: Attempt, seconds: float) -> list[str]:
-        """The feedback's sentences."""
-        outcome = attempt.outcome
-        notes = [self.news] if self.news else []
-        self.news = ""
-        if outcome.timed_out:
-            undone = "; the step is undone" if self.task.is_judged else ""
-            notes.append(f"The code timed out after {seconds:g} s{undone}.")
-        if outcome.died:
-            notes.append(f"The interpreter was restarted: {outcome.why}.")
-        if outcome.refused:
-            notes.append(SANDBOX_REFUSED)
-        verdict = attempt.verdict
-        if verdict:
-            self.refuse_fault(verdict.fault)
-            notes.append(verdict.describe(self.task.tests_total))
-        if verdict and self.judges_inside:
-            notes.append("Judged inside.")
-        return notes
-
-    def observe(self, attempt: Attempt, notes: list[str]) -> PythonObservation:
-        """The observation of a step that counts, with its reward."""
+    def observe(self, attempt: Attempt, feedback: str) -> PythonObservation:
+        """The observation of a step, with its reward."""
         episode = self.episode
         total = self.task.tests_total
-        passed = 0
-        if attempt.verdict:
-            passed = attempt.verdict.count(total)
+        passed = attempt.verdict.count(total) if attempt.verdict else 0
         score = passed / total if total else 0.0
         reward = max(0.0, score - episode.best_reward) if self.pays_gain else score
         episode.best_reward = max(episode.best_reward, score)
-        is_last = episode.max_steps is not None and episode.step_count >= episode.max_steps
-        episode.done = episode.done or is_last or bool(total and passed == total)
+        is_solved = total > 0 and passed == total
+        episode.done = episode.done or is_solved or attempt.is_last
         return PythonObservation(
             done=episode.done,
             reward=reward,
@@ -1016,88 +808,33 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             task_id=self.task.task_id,
             tests_passed=passed,
             tests_total=total,
-            feedback=" ".join(notes),
+            feedback=feedback,
         )
 
-    # The workers of the episode
-
-    def begin_worker(self) -> None:
-        """Fork a worker for the next step, and let it come to where the episode is."""
-        self.check_open()
-        self.worker = self.sandbox.spawn("worker", self.seed)
-        if self.task.setup or self.transcript:
-            self.replaying = asyncio.create_task(self.catch_up(self.worker))
-
-    def check_open(self) -> None:
-        """Nothing starts after close(), because nobody would end it."""
-        if self.is_closed:
-            raise ExecutionError("the session was closed")
-
-    async def catch_up(self, worker: Process) -> Outcome:
-        """Bring a fresh worker to where the episode is."""
-        outcome = Outcome()
-        if self.task.setup:
-            outcome = await worker.run(self.limits.replay_s, setup=self.task.setup)
-        if self.transcript and not (outcome.died or outcome.fault):
-            outcome = await worker.run(self.limits.replay_s, replay=self.transcript)
-        return outcome
-
-    async def replayed_worker(self) -> Process | Attempt:
-        """The worker, where the episode is; or what came of it when it does not get there."""
-        if not self.worker or self.worker.is_lost:
-            if self.worker and not self.task.is_judged:
-                self.news = f"The interpreter is new: {self.worker.why or 'the old one had died'}."
-            self.release_worker()
-            await self.sandbox.start()
-            self.begin_worker()
-        assert self.worker
-        if not self.replaying:
-            return self.worker
-        try:
-            outcome = await outcome_of(self.replaying)
-        except EOFError:
-            return Attempt(TAKEN, void=KILLED)
-        self.replaying = None
-        self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
-        if outcome.taken:
-            return Attempt(TAKEN, void=KILLED)
-        if outcome.died or outcome.timed_out:
-            self.episode.done = True
-            return Attempt(Outcome(exit_code=1), verdict=Verdict(sentence=REPLAY_FAILED))
-        self.worker.take_output()  # of the replay
-        return self.worker
-
-    def change_worker(self, used: Process | None) -> None:
-        if used:
-            used.close()
-        if not (self.is_closed or self.episode.done or self.worker or self.task.pairs):
-            with contextlib.suppress(FactoryError):  # then the next step will try again, and say so
-                self.begin_worker()
-
-    def release_worker(self) -> None:
-        if self.replaying:
-            self.replaying.cancel()
-        if self.worker:
-            self.worker.close()
-        self.worker = None
-        self.replaying = None
+    def describe(self, attempt: Attempt, seconds: float) -> str:
+        """The feedback: what there is to say of a step, in sentences."""
+        outcome = attempt.outcome
+        notes = [attempt.note]
+        if outcome.timed_out:
+            undone = "; the step is undone" if self.task.is_judged else ""
+            notes.append(f"The code timed out after {seconds:g} s{undone}.")
+        if outcome.died:
+            notes.append(f"The interpreter was restarted: {outcome.why}.")
+        if outcome.refused:
+            notes.append(SANDBOX_REFUSED)
+        if attempt.verdict:
+            notes.append(attempt.verdict.describe(self.task.tests_total))
+            if self.grader.judges_inside:
+                notes.append("Judged inside.")
+        return " ".join(filter(None, notes))
 
     async def state(self) -> PythonState:
         return dataclasses.replace(self.episode)
 
     async def close(self) -> None:
-        self.is_closed = True
-        self.release_worker()
-        self.judge.close()
-        self.judge.is_over = True
+        self.grader.close()
 
 
-ATTEMPTS = 3  # at a step, while processes die by no doing of the code's
-KILLED = "the worker was killed from outside"
-REPLAY_FAILED = (
-    "The episode's code took too long, or died, when it was replayed for this step: the episode is"
-    " over."
-)
 SANDBOX_REFUSED = (
     "The sandbox refused something: code here has no network, starts no processes, and opens no"
     " files but those in its own folder, and Python's to read."
@@ -3298,6 +3035,24 @@ class Progress:
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
+# ── Finding a task ────────────────────────────────────────────────────────────────────────────────
+
+
+def find_task(tasks: Mapping[str, Task], name: str) -> Task:
+    """The task of that name. Raises InvalidRequest, with a name that is like it."""
+    task = REPL if name == REPL.task_id else tasks.get(name)
+    if task:
+        return task
+    near: list[str] = []
+    if len(tasks) <= 1_000 and len(name) <= 100:  # among more it would take seconds
+        near = difflib.get_close_matches(name, [*tasks, REPL.task_id], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    words = f"no task {name[:100]!r}{hint} GET /tasks lists them, tests= brings one"
+    raise InvalidRequest(
+        f"task_id: {words}", [error_entry("unknown_task", ("task_id",), words, name)]
+    )
+
+
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 # 9. HTTP/1.1, the messages' meaning, the WebSocket pump
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5244,6 +4999,281 @@ def unnamed_bytes(pid: int) -> int:
             if stat.S_ISREG(facts.st_mode) and not facts.st_nlink:
                 sizes[facts.st_ino] = facts.st_blocks * 512
     return sum(sizes.values())
+
+
+# ── Grading: the processes of a session play its episodes ─────────────────────────────────────────
+
+Step = tuple[str, str | None]  # code and standard input
+
+ATTEMPTS = 3  # at a step, while processes die by no doing of the code's
+KILLED = "the worker was killed from outside"
+REPLAY_FAILED = (
+    "The episode's code took too long, or died, when it was replayed for this step: the episode is"
+    " over."
+)
+
+
+class Attempt(NamedTuple):
+    """One run of a step's code, and its judgement."""
+
+    outcome: Outcome
+    stdout: str = ""
+    stderr: str = ""
+    verdict: Verdict | None = None  # None: not judged
+    void: str = ""  # why it does not count: a process died, and not by the code's doing
+    note: str = ""  # for the feedback: what became of the interpreter, or of the code
+    is_last: bool = False  # the episode cannot go on
+
+
+class Grader:
+    """The processes of a session: they run the steps of its episodes, and judge them.
+
+    Without tests one worker lives through the episode. With tests each step gets a fresh worker,
+    which replays the transcript, runs the new code, meets the judge and is thrown away: so whatever
+    the code keeps of the tests' inputs never comes back to the agent. With pairs each step stands
+    alone: it runs once for what the agent sees, then once for each pair, and nothing is replayed.
+    """
+
+    def __init__(self, sandbox: Sandbox, judge_mode: str) -> None:
+        self.sandbox = sandbox
+        self.limits = sandbox.limits
+        self.judge_mode = judge_mode
+        self.judge = SessionJudge(sandbox)
+        self.task = REPL
+        self.seed = 0
+        self.transcript: list[Step] = []  # what a fresh worker replays
+        self.worker: Process | None = None  # for the next step, forked ahead of time
+        self.replaying: asyncio.Task[Outcome] | None = None  # what it does until then
+        self.news = ""  # what became of the interpreter between two steps
+        self.is_closed = False
+
+    @property
+    def judges_inside(self) -> bool:
+        """Whether the tests run where the code ran: so says the task, or the operator."""
+        return "inside" in (self.task.judge, self.judge_mode)
+
+    async def read(self, task: Task) -> Task:
+        """The task with its facts. Raises InvalidRequest when its tests can measure nothing."""
+        if not task.tests or task.facts:
+            return task
+        async with self.sandbox.turn():
+            return dataclasses.replace(task, facts=await self.judge.prepare(task))
+
+    async def begin(self, task: Task, seed: int | None) -> None:
+        """Begin an episode: its processes get ready while the agent thinks."""
+        self.release_worker()
+        self.task = task
+        self.seed = secrets.randbits(32) if seed is None else seed
+        self.transcript = []
+        await self.sandbox.start()
+        self.begin_worker()
+        if task.tests and not self.judges_inside:
+            self.judge.begin(task)
+
+    async def run(self, action: PythonAction, seconds: float) -> Attempt:
+        """Run a step's code and judge it; again where that did not count, or where no process was
+        to be had: a little later, when a dying zygote has died, or the sampler has ended a thread
+        bomb. Raises FactoryError, and ExecutionError when our side failed, or the task is at fault.
+        """
+        self.sandbox.counters["steps"] += 1
+        too_long = self.refuse_code(action.code)
+        if too_long:
+            return Attempt(Outcome(exit_code=1), stderr=too_long, note=too_long)
+        attempt = Attempt(TAKEN, void=KILLED)
+        for turn in range(ATTEMPTS):
+            if turn:
+                self.release_worker()
+                await asyncio.sleep(self.limits.sample_s)
+            try:
+                attempt = await self.attempt(action, seconds)
+                if not attempt.void:
+                    break
+            except FactoryError:
+                if turn == ATTEMPTS - 1:
+                    raise
+        # A worker that was killed at every attempt is taken for the code's own death (it may
+        # use up the machine's memory): so it earns 0. Any other process's death is ours.
+        if attempt.void and not attempt.outcome.taken:
+            raise ExecutionError(f"the grading failed, hence no reward: {attempt.void}")
+        attempt = attempt._replace(note=self.news)
+        self.news = ""
+        self.refuse_fault(attempt.verdict.fault if attempt.verdict else "")
+        return attempt
+
+    def refuse_code(self, code: str) -> str:
+        """Why the code is too long, which is the agent's own fault; or ""."""
+        limits = self.limits
+        sizes = [len(each.encode(errors="surrogatepass")) for each, _ in self.transcript]
+        size = len(code.encode(errors="surrogatepass"))
+        if size > limits.code_bytes:
+            return f"The code has {size:,} bytes; the limit is {limits.code_bytes:,} a step."
+        total = size + sum(sizes)
+        if total > limits.transcript_bytes:
+            return (
+                f"The episode's code would have {total:,} bytes; the limit is"
+                f" {limits.transcript_bytes:,}. reset() begins another."
+            )
+        return ""
+
+    def refuse_fault(self, fault: str) -> None:
+        """What is wrong with the task itself must not teach a model anything."""
+        if fault:
+            name = self.task.task_id
+            raise ExecutionError(f"task {name!r} is at fault, hence no reward: {fault}")
+
+    async def attempt(self, action: PythonAction, seconds: float) -> Attempt:
+        """Run the code once in a worker that is where the episode is, and judge it."""
+        worker = await self.ready_worker()
+        replay = await self.replay_outcome()
+        if replay.taken:
+            return Attempt(TAKEN, void=KILLED)
+        if replay.died or replay.timed_out:
+            verdict = Verdict(sentence=REPLAY_FAILED)
+            return Attempt(Outcome(exit_code=1), verdict=verdict, is_last=True)
+        async with self.sandbox.turn() if self.task.is_judged else contextlib.nullcontext():
+            return await self.run_and_judge(worker, action, seconds)
+
+    async def run_and_judge(self, worker: Process, action: PythonAction, seconds: float) -> Attempt:
+        task = self.task
+        deadline = time.monotonic() + seconds
+        then = ""
+        if task.tests:
+            then = "inside" if self.judges_inside else "serve"
+        outcome = await worker.run(seconds, code=action.code, stdin=action.stdin, then=then)
+        stdout, stderr = worker.take_output()
+        attempt = Attempt(outcome, stdout, stderr)
+        if outcome.died:
+            self.sandbox.counters["worker_deaths"] += 1
+        if outcome.taken and task.is_judged:
+            return attempt._replace(void=KILLED)
+        if task.pairs:
+            return attempt._replace(verdict=await self.judge_pairs(action.code, seconds))
+        if not task.tests or outcome.timed_out or outcome.died:
+            return attempt
+
+        self.sandbox.counters["gradings"] += 1
+        left = max(deadline - time.monotonic(), self.limits.grading_min_s)
+        try:
+            if self.judges_inside:
+                verdict = await judge_inside(worker, task, left)
+            else:
+                verdict = await self.judge.grade(worker, task, left, self.seed)
+        except BROKEN as error:
+            return attempt._replace(void=f"the judge died: {error}")
+        if verdict.broken and await worker.was_taken():
+            return attempt._replace(outcome=TAKEN, void=KILLED)
+        self.transcript.append((action.code, action.stdin))
+        return attempt._replace(verdict=verdict)
+
+    async def judge_pairs(self, code: str, seconds: float) -> Verdict:
+        """Run the step's code alone, as a program, once for each pair of input and output."""
+        passed = 0
+        # With the run that the agent sees, no longer than the longest step.
+        end = time.monotonic() + max(seconds, self.limits.step_max_s - seconds)
+        for pair in self.task.pairs:
+            left = min(seconds, end - time.monotonic())
+            if left <= 0:
+                return Verdict(passed, late=True)
+            self.sandbox.counters["gradings"] += 1
+            passed += await self.passes(code, pair, left)
+        return Verdict(passed, solved=passed == len(self.task.pairs))
+
+    async def passes(self, code: str, pair: Pair, seconds: float) -> bool:
+        """Whether a program prints what it should, and ends well; run again where somebody else
+        killed it."""
+        for _ in range(ATTEMPTS):
+            await self.sandbox.start()
+            worker = self.spawn_worker()
+            try:
+                for stream in worker.streams:
+                    stream.most = self.limits.output_bytes + 2 * len(pair.expected)
+                if self.task.setup:
+                    outcome = await worker.run(seconds, setup=self.task.setup)
+                    self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+                    worker.take_output()
+                outcome = await worker.run(seconds, code=code, stdin=pair.stdin)
+                stdout, _ = worker.take_output()
+            finally:
+                worker.close()
+            if not outcome.taken:
+                has_ended = outcome.exit_code == 0 and not outcome.died
+                return has_ended and pair.holds(stdout)
+        return False
+
+    # ── The episode's workers ──
+
+    def spawn_worker(self) -> Process:
+        if self.is_closed:  # because nobody would end it
+            raise ExecutionError("the session was closed")
+        return self.sandbox.spawn("worker", self.seed)
+
+    def begin_worker(self) -> Process:
+        """Fork a worker for the next step, and let it come to where the episode is."""
+        self.worker = self.spawn_worker()
+        if self.task.setup or self.transcript:
+            self.replaying = asyncio.create_task(self.catch_up(self.worker))
+        return self.worker
+
+    async def catch_up(self, worker: Process) -> Outcome:
+        """Bring a fresh worker to where the episode is."""
+        outcome = Outcome()
+        if self.task.setup:
+            outcome = await worker.run(self.limits.replay_s, setup=self.task.setup)
+        if self.transcript and not (outcome.died or outcome.fault):
+            outcome = await worker.run(self.limits.replay_s, replay=self.transcript)
+        return outcome
+
+    async def ready_worker(self) -> Process:
+        """The worker that was forked ahead of time, or another in its place."""
+        if self.worker and not self.worker.is_lost:
+            return self.worker
+        if self.worker and not self.task.is_judged:
+            self.news = f"The interpreter is new: {self.worker.why or 'the old one had died'}."
+        self.release_worker()
+        await self.sandbox.start()
+        return self.begin_worker()
+
+    async def replay_outcome(self) -> Outcome:
+        """What came of the worker's way to where the episode is."""
+        if not self.replaying:
+            return Outcome()
+        try:
+            outcome = await outcome_of(self.replaying)
+        except EOFError:
+            return TAKEN
+        self.replaying = None
+        self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+        if self.worker:
+            self.worker.take_output()  # which nobody is to see
+        return outcome
+
+    def end_step(self, is_last: bool) -> None:
+        """After a step: a judged one has used up its worker."""
+        if self.task.is_judged or is_last:
+            # After the reply, because ending one process and forking another takes time.
+            asyncio.get_running_loop().call_soon(self.change_worker, self.worker, is_last)
+            self.worker = None
+
+    def change_worker(self, used: Process | None, is_last: bool) -> None:
+        if used:
+            used.close()
+        if not (self.is_closed or is_last or self.worker or self.task.pairs):
+            with contextlib.suppress(FactoryError):  # then the next step will try again, and say so
+                self.begin_worker()
+
+    def release_worker(self) -> None:
+        if self.replaying:
+            self.replaying.cancel()
+        if self.worker:
+            self.worker.close()
+        self.worker = None
+        self.replaying = None
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.release_worker()
+        self.judge.close()
+        self.judge.is_over = True
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════

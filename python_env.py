@@ -886,26 +886,21 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         self.headers = dict(headers or {})
         if token:
             self.headers["Authorization"] = f"Bearer {token.strip()}"
-        self._ssl = ssl
-        self._aim(base_url)
-        self._wire = Wire()
+        self._wire = Link(base_url, self.headers, ssl)
         # At close(), garbage collection or the interpreter's exit, whichever comes first.
         weakref.finalize(self, self._wire.release)
 
-    def _aim(self, base_url: str) -> None:
-        host = r"(\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(:\d+)?"
-        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws)?/*"
-        match = re.fullmatch(form, str(base_url or ""))
-        if not match:
-            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
-        secure = match["s"] or ""
-        self.base_url = f"http{secure}://{match['rest']}"
-        self.ws_url = f"ws{secure}://{match['rest']}/ws"
+    @property
+    def base_url(self) -> str:
+        return self._wire.base_url
+
+    @property
+    def ws_url(self) -> str:
+        return self._wire.ws_url
 
     def connect(self: ClientT) -> ClientT:  # noqa: PYI019
         """Connect now, rather than at the first call. Raises ConnectionFailed."""
-        with self._wire.turn():
-            self._exchange()
+        self._wire.ask("", 0.0, self.connect_timeout_s, is_new=True)
         return self
 
     def reset(
@@ -1015,13 +1010,9 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         if not use_docker:
             options.setdefault("connect_timeout_s", timeout_s)
             return cls(f"https://{slug}.hf.space", token=token, **options).connect()
-
         image = image or f"{registry}/{slug}:{tag}"
         if pull:
-            log.info("pulling %s", image)
-            # On a terminal docker shows its own progress.
-            shown = 2 if os.isatty(2) else subprocess.DEVNULL
-            run_docker(image, "pull", "--", image, timeout_s=pull_timeout_s, stdout=shown)
+            pull_image(image, pull_timeout_s)
         return cls.from_docker_image(image, timeout_s=timeout_s, **options)
 
     from_env = from_hub  # the official client's name for it
@@ -1048,73 +1039,10 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         return build_known(self.state_model, payload) if self.state_model else payload
 
     def _ask(self, kind: str, data: dict, more_s: float = 0.0) -> dict:
-        """Send one message, connecting first where that is needed, and return its reply's data."""
-        try:
-            # Without "data" where it is empty: the official server refuses {} with "state".
-            text = json.dumps({"type": kind, **({"data": data} if data else {})}, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{kind}: expected what JSON can express; {error}") from None
-        if self.message_bytes and len(text) > self.message_bytes:
-            # Sent, it would cost the session.
-            most = self.message_bytes
-            raise InvalidRequest(f"{kind}: has {len(text):,} bytes as JSON; the limit is {most:,}")
-
-        with self._wire.turn():
-            if self._wire.lost and kind != "reset":
-                raise ConnectionFailed(self._wire.lost)
-            was_connected = self._wire.connection is not None
-            try:
-                return self._exchange(text, self.message_timeout_s + more_s)
-            except ConnectionFailed:
-                # The session idled too long, or the server restarted. A reset loses nothing by it.
-                if kind != "reset" or not was_connected:
-                    raise
-            return self._exchange(text, self.message_timeout_s + more_s)
-
-    def _exchange(self, text: str = "", wait_s: float = 0.0) -> dict:
-        """Connect where that is needed, and exchange `text`, if any, for its reply's data.
-
-        While the server is full or starting, it is tried again, for connect_timeout_s.
-        """
-        end = time.monotonic() + self.connect_timeout_s
-        while True:
-            left_s = end - time.monotonic()
-            try:
-                if not self._wire.connection:
-                    self._open(max(left_s, 1.0))
-                return self._wire.exchange(text, wait_s) if text else {}
-            except PythonEnvError as error:
-                if error.retry_s is None or left_s <= 0:
-                    raise
-                log.debug("%s; trying again for %.0f s", error, left_s)
-                time.sleep(min(error.retry_s, left_s))
-
-    def _open(self, timeout_s: float) -> None:
-        here = is_loopback(str(urlsplit(self.ws_url).hostname))
-        try:
-            connecting = websockets.sync.client.connect(
-                self.ws_url,
-                additional_headers=self.headers,
-                ssl=self._ssl if self.ws_url.startswith("wss:") else None,
-                proxy=None if here else True,
-                compression=None,
-                open_timeout=timeout_s,
-                close_timeout=1,
-                # Pings keep proxies awake, but no step is too long: see keep_alive().
-                ping_timeout=None,
-                max_size=REPLY_BYTES,
-            )
-        except websockets.exceptions.InvalidStatus as refused:
-            raise explain_status(self.ws_url, refused.response) from None
-        except Exception as error:  # whatever a stranger's answer leads to  # noqa: BLE001
-            raise ConnectionFailed(
-                f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
-                "is an OpenEnv server running there?"
-            ) from None
-        # Entered, because one day connect() will be a context manager and nothing else.
-        self._wire.connection = connecting.__enter__()
-        self._wire.lost = ""
-        keep_alive(self._wire.connection.socket)
+        """Send one message, and return its reply's data."""
+        text = message_text(kind, data, self.message_bytes)
+        wait_s = self.message_timeout_s + more_s
+        return self._wire.ask(text, wait_s, self.connect_timeout_s, is_new=kind == "reset")
 
 
 # ── PythonEnv ─────────────────────────────────────────────────────────────────────────────────────
@@ -1145,16 +1073,10 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if base_url is not None and (tasks or server_args):
             raise InvalidRequest("tasks and server_args are for PythonEnv() without a base_url")
         super().__init__("localhost" if base_url is None else base_url, **options)
-        self._flags = [*server_args]
-        if tasks:
-            self._flags.append(f"--tasks={os.fspath(tasks)}")
-        self._server: Any = None  # the process of the embedded one
-        self._starter = 0  # the process that started it
-        self._is_closed = False  # since the last reset()
-        self._idle: list[PythonEnv] = []  # sessions that score() may use
-        self._joining: dict[PythonEnv, float] = {}  # those that wait for a place there: since when
+        self._scorer = Scorer(self._wire, {**options, "headers": self.headers})
         if base_url is None:
-            self._start_server()
+            flags = [*server_args, *([f"--tasks={os.fspath(tasks)}"] if tasks else [])]
+            self._wire.start_server(EmbeddedServer(flags, max(self.connect_timeout_s, 30.0)))
 
     def reset(
         self,
@@ -1177,7 +1099,6 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         options = {"task_id": task_id, "max_steps": max_steps, "reward": reward}
         options |= {"seed": seed, "episode_id": episode_id}
         given = {name: value for name, value in options.items() if value is not None}
-        self._is_closed = False
         return super().reset(**read_row(columns | given))
 
     def step(
@@ -1190,12 +1111,8 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     def _step_payload(self, action: Any) -> dict[str, Any]:
         payload = super()._step_payload(action)
-        code = payload.get("code")
-        if isinstance(code, str) and len(json.dumps(code)) > 6 * LIMITS.code_bytes:
-            # Code within the limit is never that long as JSON, and much more would be no message.
-            # One byte too many is a step that earns nothing as well.
-            head = code.encode("utf-8", "replace")[: LIMITS.code_bytes + 3]
-            payload["code"] = head.decode("utf-8", "replace")
+        if "code" in payload:
+            payload["code"] = cut_code(payload["code"])
         return payload
 
     def score(
@@ -1223,153 +1140,22 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
             columns["prompt"] = prompts
         rows = rows_of(columns, len(completions))
         with ThreadPoolExecutor(max(workers, 1), "score") as threads:
-            return list(threads.map(self._score_one, completions, rows))
-
-    def _score_one(self, completion: Any, row: dict[str, Any]) -> float | None:
-        """One reward, by a session that nobody else uses meanwhile."""
-        why: PythonEnvError | None = None
-        for _ in range(SCORE_ATTEMPTS):
-            session = self._idle_session()
-            try:
-                given: dict[str, Any] = read_row(row) | {"max_steps": 1}
-                seen = self._begin(session, given).observation
-                # The prompt as the server tells it, because its own tasks' rows are not here.
-                code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
-                reward = session.step(code).reward
-            except PythonEnvError as error:
-                why = error
-                if not is_passing(error):
-                    self._idle.append(session)
-                    break
-                session.close()
-                self._recover()
-            else:
-                self._idle.append(session)
-                if self._joining:
-                    timer = threading.Timer(2 * JOINING_S, self._make_room)
-                    timer.daemon = True
-                    timer.start()
-                return reward if seen.tests_total else None
-        log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
-        return None
-
-    def _idle_session(self) -> PythonEnv:
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
-        return PythonEnv(
-            self.base_url,
-            connect_timeout_s=self.connect_timeout_s,
-            message_timeout_s=self.message_timeout_s,
-            headers=self.headers,
-            ssl=self._ssl,
-        )
-
-    def _begin(self, session: PythonEnv, given: dict[str, Any]) -> StepResult[PythonObservation]:
-        """Its reset(). The first one may have to wait for a place on the server."""
-        if not session._wire.connection:
-            self._joining[session] = time.monotonic()
-        try:
-            return session.reset(**given)
-        finally:
-            self._joining.pop(session, None)
-
-    def _make_room(self) -> None:
-        """On a full server the places of idle sessions are for those of ours that wait for one."""
-        since = min([*self._joining.values()], default=time.monotonic())
-        if time.monotonic() - since > JOINING_S:
-            self._close_idle()
-
-    def _close_idle(self) -> None:
-        with contextlib.suppress(IndexError):  # when they are all closed, or taken meanwhile
-            while True:
-                self._idle.pop().close()
-
-    def _recover(self) -> None:
-        """After a lost connection: forget the others, and start a server of ours that died."""
-        self._idle.clear()
-        time.sleep(0.5)
-        with self._wire.turn(), contextlib.suppress(PythonEnvError):
-            is_mine = self._server and self._starter == os.getpid()
-            if is_mine and not self._is_closed and self._server.poll() is not None:
-                self._wire.close("the embedded server died")
-                self._start_server()
-
-    def close(self) -> None:
-        """End the session, those of score(), and the embedded server; may be called again."""
-        self._is_closed = True
-        self._close_idle()
-        super().close()
-
-    disconnect = close
+            return list(threads.map(self._scorer.score, completions, rows))
 
     def tasks(self) -> list[dict[str, Any]]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
         url = f"{self.base_url}/tasks"
         try:
-            return get_json(url, self.headers, self.message_timeout_s, self._ssl)["tasks"]
+            return get_json(url, self.headers, self.message_timeout_s, self._wire.ssl)["tasks"]
         except Exception as error:  # whatever it is that answers there  # noqa: BLE001
             raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
 
-    def _open(self, timeout_s: float) -> None:
-        try:
-            super()._open(timeout_s)
-        except ConnectionFailed:
-            if self._server is None:
-                raise
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._server.wait(1)  # because its sockets close a moment before it is gone
-            if self._server.returncode is None:
-                raise
-            self._start_server()
-            super()._open(timeout_s)
+    def close(self) -> None:
+        """End the session, those of score(), and the embedded server; may be called again."""
+        self._scorer.close_idle()
+        super().close()
 
-    def _start_server(self) -> None:
-        if sys.platform != "linux":
-            raise ConnectionFailed(
-                f"an embedded server needs Linux, and this is {sys.platform}; base_url= connects to"
-                " a running one, PythonEnv.from_docker_image() starts an image"
-            )
-        program = [sys.executable, os.path.realpath(__file__), "serve", "--exit-with-stdin"]
-        variables = {**os.environ}
-        variables.pop("PYTHON_ENV_TOKEN", None)
-        self._server = subprocess.Popen(
-            [*program, "--host=127.0.0.1", "--port=0", "--log-level=warning", *self._flags],
-            stdin=subprocess.PIPE,  # with which it ends: with us, however we end
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # because Ctrl-C is for the user's program
-            env=variables,
-        )
-        self._starter = os.getpid()
-        self._wire.cleanup.callback(stop_server, self._server)
-        stdout = self._server.stdout
-        spoke = select.select([stdout], [], [], max(self.connect_timeout_s, 30.0))[0]
-        url = re.search(r"http://\S+", stdout.readline()) if spoke else None
-        if not url:
-            self._wire.cleanup.close()
-            raise ConnectionFailed(
-                "the embedded server did not start; its standard error says why, and a base_url= "
-                "does without it"
-            )
-        self._aim(url[0])
-
-
-SCORE_ATTEMPTS = 3  # at a completion, while servers go away
-JOINING_S = 0.3  # after which a session has begun, unless the server is full
-
-
-def is_passing(error: PythonEnvError) -> bool:
-    """Whether another server, or the same one later, may do what this one did not."""
-    gone = (CapacityError.code, FactoryError.code, SessionError.code)
-    return isinstance(error, ConnectionFailed | ReplyTimeout) or error.code in gone
-
-
-def stop_server(process: subprocess.Popen) -> None:
-    with process:  # which closes its pipes, and waits
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # A line, because closing the pipe is not enough while a fork of ours holds it, too.
-            process.communicate("\n", timeout=5)
-        process.kill()
+    disconnect = close
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -4200,6 +3986,285 @@ def space_slug(repo_id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", name):
         raise InvalidRequest(f"repo_id: expected owner/name or a Space's URL, got {repo_id[:99]!r}")
     return re.sub("[^a-z0-9]", "-", name.lower())
+
+
+# ── A connection that makes itself ────────────────────────────────────────────────────────────────
+
+
+class Link(Wire):
+    """A wire to an address: it connects where that is needed."""
+
+    def __init__(self, base_url: str, headers: dict[str, str], ssl: SSLContext | None) -> None:
+        super().__init__()
+        self.headers = headers
+        self.ssl = ssl
+        self.server: EmbeddedServer | None = None  # where it is one of ours
+        self.is_closed = False  # by its user, since it was opened last
+        self.aim(base_url)
+
+    def aim(self, base_url: str) -> None:
+        host = r"(\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(:\d+)?"
+        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws)?/*"
+        match = re.fullmatch(form, str(base_url or ""))
+        if not match:
+            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
+        secure = match["s"] or ""
+        self.base_url = f"http{secure}://{match['rest']}"
+        self.ws_url = f"ws{secure}://{match['rest']}/ws"
+
+    def ask(self, text: str, wait_s: float, connect_s: float, is_new: bool) -> dict:
+        """Connect where that is needed, and exchange `text`, if any, for its reply's data.
+
+        `is_new`: whether it may be the first message of another session.
+        """
+        with self.turn():
+            if self.lost and not is_new:
+                raise ConnectionFailed(self.lost)
+            was_connected = self.connection is not None
+            try:
+                return self.exchange_when_open(text, wait_s, connect_s)
+            except ConnectionFailed:
+                # The session idled too long, or the server restarted. A reset loses nothing by it.
+                if not is_new or not was_connected:
+                    raise
+            return self.exchange_when_open(text, wait_s, connect_s)
+
+    def exchange_when_open(self, text: str, wait_s: float, connect_s: float) -> dict:
+        """While the server is full or starting, it is tried again."""
+        end = time.monotonic() + connect_s
+        while True:
+            left_s = end - time.monotonic()
+            try:
+                if not self.connection:
+                    self.open(max(left_s, 1.0))
+                return self.exchange(text, wait_s) if text else {}
+            except PythonEnvError as error:
+                if error.retry_s is None or left_s <= 0:
+                    raise
+                log.debug("%s; trying again for %.0f s", error, left_s)
+                time.sleep(min(error.retry_s, left_s))
+
+    def open(self, timeout_s: float) -> None:
+        """Connect; where a server of ours has ended, to another one."""
+        self.is_closed = False
+        try:
+            self.dial(timeout_s)
+        except ConnectionFailed:
+            if not self.server or not self.server.has_ended(1.0):  # its sockets close before that
+                raise
+            self.start_server(self.server)
+            self.dial(timeout_s)
+
+    def dial(self, timeout_s: float) -> None:
+        here = is_loopback(str(urlsplit(self.ws_url).hostname))
+        try:
+            connecting = websockets.sync.client.connect(
+                self.ws_url,
+                additional_headers=self.headers,
+                ssl=self.ssl if self.ws_url.startswith("wss:") else None,
+                proxy=None if here else True,
+                compression=None,
+                open_timeout=timeout_s,
+                close_timeout=1,
+                # Pings keep proxies awake, but no step is too long: see keep_alive().
+                ping_timeout=None,
+                max_size=REPLY_BYTES,
+            )
+        except websockets.exceptions.InvalidStatus as refused:
+            raise explain_status(self.ws_url, refused.response) from None
+        except Exception as error:  # whatever a stranger's answer leads to  # noqa: BLE001
+            raise ConnectionFailed(
+                f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
+                "is an OpenEnv server running there?"
+            ) from None
+        # Entered, because one day connect() will be a context manager and nothing else.
+        self.connection = connecting.__enter__()
+        self.lost = ""
+        keep_alive(self.connection.socket)
+
+    def start_server(self, server: EmbeddedServer) -> None:
+        self.server = server
+        self.aim(server.start(self.cleanup))
+
+    def revive(self) -> None:
+        """Start a server of ours that died, unless it was closed, or is the parent's."""
+        with self.turn(), contextlib.suppress(PythonEnvError):
+            mine = self.server
+            if mine and mine.owner == os.getpid() and not self.is_closed and mine.has_ended(0.0):
+                self.close("the embedded server died")
+                self.start_server(mine)
+
+    def release(self) -> None:
+        self.is_closed = True
+        super().release()
+
+
+def message_text(kind: str, data: dict, most: int | None) -> str:
+    """A message to a server. Raises InvalidRequest for what is no JSON, or is too long: sent, that
+    would cost the session."""
+    try:
+        # Without "data" where it is empty: the official server refuses {} with "state".
+        text = json.dumps({"type": kind, **({"data": data} if data else {})}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{kind}: expected what JSON can express; {error}") from None
+    if most and len(text) > most:
+        raise InvalidRequest(f"{kind}: has {len(text):,} bytes as JSON; the limit is {most:,}")
+    return text
+
+
+def cut_code(code: Any) -> Any:
+    """Code within the limit is never so long as JSON, and much more would be no message. One byte
+    too many is a step that earns nothing as well."""
+    if not isinstance(code, str) or len(json.dumps(code)) <= 6 * LIMITS.code_bytes:
+        return code
+    head = code.encode("utf-8", "replace")[: LIMITS.code_bytes + 3]
+    return head.decode("utf-8", "replace")
+
+
+# ── The embedded server ───────────────────────────────────────────────────────────────────────────
+
+
+class EmbeddedServer:
+    """A server of the client's own: a child process on a free loopback port."""
+
+    def __init__(self, flags: list[str], timeout_s: float) -> None:
+        self.flags = flags
+        self.timeout_s = timeout_s  # to start
+        self.process: Any = None
+        self.owner = 0  # the process that started it
+
+    def start(self, cleanup: contextlib.ExitStack) -> str:
+        """Its URL, once it serves; `cleanup` ends it. Raises ConnectionFailed."""
+        if sys.platform != "linux":
+            raise ConnectionFailed(
+                f"an embedded server needs Linux, and this is {sys.platform}; base_url= connects to"
+                " a running one, PythonEnv.from_docker_image() starts an image"
+            )
+        program = [sys.executable, os.path.realpath(__file__), "serve", "--exit-with-stdin"]
+        variables = {**os.environ}
+        variables.pop("PYTHON_ENV_TOKEN", None)
+        self.process = subprocess.Popen(
+            [*program, "--host=127.0.0.1", "--port=0", "--log-level=warning", *self.flags],
+            stdin=subprocess.PIPE,  # with which it ends: with us, however we end
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # because Ctrl-C is for the user's program
+            env=variables,
+        )
+        self.owner = os.getpid()
+        cleanup.callback(stop_server, self.process)
+        stdout = self.process.stdout
+        spoke = select.select([stdout], [], [], self.timeout_s)[0]
+        url = re.search(r"http://\S+", stdout.readline()) if spoke else None
+        if url:
+            return url[0]
+        cleanup.close()
+        raise ConnectionFailed(
+            "the embedded server did not start; its standard error says why, and a base_url= does "
+            "without it"
+        )
+
+    def has_ended(self, timeout_s: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout_s)
+        return self.process.returncode is not None
+
+
+def stop_server(process: subprocess.Popen) -> None:
+    with process:  # which closes its pipes, and waits
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # A line, because closing the pipe is not enough while a fork of ours holds it, too.
+            process.communicate("\n", timeout=5)
+        process.kill()
+
+
+# ── The sessions of score() ───────────────────────────────────────────────────────────────────────
+
+SCORE_ATTEMPTS = 3  # at a completion, while servers go away
+JOINING_S = 0.3  # after which a session has begun, unless the server is full
+
+
+class Scorer:
+    """Scores completions in several threads, with sessions beside the client's own."""
+
+    def __init__(self, link: Link, options: dict[str, Any]) -> None:
+        self.link = link
+        self.options = options
+        self.idle: list[PythonEnv] = []
+        self.joining: dict[PythonEnv, float] = {}  # those that wait for a place: since when
+
+    def score(self, completion: Any, row: dict[str, Any]) -> float | None:
+        """One reward, by a session that nobody else uses meanwhile."""
+        why: PythonEnvError | None = None
+        for _ in range(SCORE_ATTEMPTS):
+            try:
+                session = self.idle.pop()
+            except IndexError:
+                session = PythonEnv(self.link.base_url, **self.options)
+            try:
+                given: dict[str, Any] = read_row(row) | {"max_steps": 1}
+                seen = self.begin(session, given).observation
+                # The prompt as the server tells it, because its own tasks' rows are not here.
+                code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
+                reward = session.step(code).reward
+            except PythonEnvError as error:
+                why = error
+                if not is_passing(error):
+                    self.idle.append(session)
+                    break
+                session.close()
+                self.recover()
+            else:
+                self.idle.append(session)
+                if self.joining:
+                    timer = threading.Timer(2 * JOINING_S, self.make_room)
+                    timer.daemon = True
+                    timer.start()
+                return reward if seen.tests_total else None
+        log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
+        return None
+
+    def begin(self, session: PythonEnv, given: dict[str, Any]) -> StepResult[PythonObservation]:
+        """Its reset(). The first one may have to wait for a place on the server."""
+        if not session._wire.connection:
+            self.joining[session] = time.monotonic()
+        try:
+            return session.reset(**given)
+        finally:
+            self.joining.pop(session, None)
+
+    def make_room(self) -> None:
+        """On a full server the places of idle sessions are for those of ours that wait for one."""
+        since = min([*self.joining.values()], default=time.monotonic())
+        if time.monotonic() - since > JOINING_S:
+            self.close_idle()
+
+    def close_idle(self) -> None:
+        with contextlib.suppress(IndexError):  # when they are all closed, or taken meanwhile
+            while True:
+                self.idle.pop().close()
+
+    def recover(self) -> None:
+        """After a lost connection: forget the others, which a server's end took along, too."""
+        self.idle.clear()
+        time.sleep(0.5)
+        self.link.revive()
+
+
+def is_passing(error: PythonEnvError) -> bool:
+    """Whether another server, or the same one later, may do what this one did not."""
+    gone = (CapacityError.code, FactoryError.code, SessionError.code)
+    return isinstance(error, ConnectionFailed | ReplyTimeout) or error.code in gone
+
+
+# ── Pulling an image ──────────────────────────────────────────────────────────────────────────────
+
+
+def pull_image(image: str, timeout_s: float) -> None:
+    log.info("pulling %s", image)
+    # On a terminal docker shows its own progress.
+    shown = 2 if os.isatty(2) else subprocess.DEVNULL
+    run_docker(image, "pull", "--", image, timeout_s=timeout_s, stdout=shown)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════

@@ -651,17 +651,17 @@ def test_an_embedded_server_that_says_nothing_is_not_waited_for(tmp_path, monkey
 def test_an_embedded_server_that_died_is_started_again_by_reset():
     with PythonEnv() as env:
         env.reset("repl")
-        first = env._server.pid
+        first = env._wire.server.process.pid
         os.kill(first, signal.SIGKILL)
         with pytest.raises(ConnectionFailed, match=r"reset\(\)"):
             env.step("1")
         assert env.reset("repl").done is False
-        assert env._server.pid != first
+        assert env._wire.server.process.pid != first
         assert env.step("1 + 1").observation.result == "2"
 
-        os.kill(env._server.pid, signal.SIGKILL)
+        os.kill(env._wire.server.process.pid, signal.SIGKILL)
         assert env.reset("repl").done is False  # even where nothing had noticed
-        last = env._server
+        last = env._wire.server.process
     assert last.returncode is not None
 
 
@@ -724,7 +724,7 @@ def test_a_fork_that_lives_on_does_not_keep_the_embedded_server(tmp_path):
             os._exit(0)
         began = time.monotonic()
         env.close()
-        assert env._server.returncode is not None
+        assert env._wire.server.process.returncode is not None
         print(time.monotonic() - began < 4)
     """
     assert run_program(tmp_path, source) == ["True"]

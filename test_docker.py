@@ -744,14 +744,14 @@ def test_bad_space_names(given):
 @pytest.fixture
 def from_space(monkeypatch):
     """from_hub(use_docker=False), with the address of a server of ours for the Space's."""
-    aim = python_env.EnvClient._aim
+    aim = python_env.Link.aim
 
     def start(url, **options):
         def go_there(self, base_url):
             assert base_url == "https://owner-name.hf.space"
             aim(self, url)
 
-        monkeypatch.setattr(python_env.EnvClient, "_aim", go_there)
+        monkeypatch.setattr(python_env.Link, "aim", go_there)
         return python_env.EnvClient.from_hub("owner/name", use_docker=False, **options)
 
     return start

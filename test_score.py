@@ -247,7 +247,7 @@ def test_a_client_that_was_closed_starts_no_server():
     env = PythonEnv()
     env.close()
     assert env.score([HONEST], tests=[DOUBLE["tests"]]) == [None]
-    assert env._server.poll() is not None
+    assert env._wire.server.process.poll() is not None
 
 
 def test_completions_that_are_none_are_no_verdict(client):
@@ -332,14 +332,14 @@ def test_a_connection_that_is_cut_is_tried_again():
 def test_an_embedded_server_that_is_killed_costs_no_sample():
     with PythonEnv() as env:
         assert env.score([HONEST] * 8, tests=[DOUBLE["tests"]] * 8) == [1.0] * 8
-        os.kill(env._server.pid, signal.SIGKILL)
+        os.kill(env._wire.server.process.pid, signal.SIGKILL)
         tests = [DOUBLE["tests"]] * 64
         assert env.score([HONEST, WRONG] * 32, tests=tests) == [1.0, 0.0] * 32
 
 
 def test_an_embedded_server_that_is_killed_at_work_costs_no_sample():
     with PythonEnv() as env:
-        first = env._server
+        first = env._wire.server.process
         slow = f"import time\ntime.sleep(0.2)\n{HONEST}"
 
         def kill():
@@ -350,7 +350,7 @@ def test_an_embedded_server_that_is_killed_at_work_costs_no_sample():
         killer.start()
         assert env.score([slow] * 24, tests=[DOUBLE["tests"]] * 24) == [1.0] * 24
         killer.join()
-        assert env._server is not first
+        assert env._wire.server.process is not first
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1187,7 +1187,7 @@ class Session:
 
     def __init__(self, environment: Environment[Any, Any], action: type[Action]) -> None:
         self.id = secrets.token_urlsafe(16)
-        self.environment = environment
+        self.methods = Methods(environment)
         self.action = action
         self.stage = Stage.NO_EPISODE
         self.turn = asyncio.Lock()
@@ -1195,7 +1195,6 @@ class Session:
         self.steps = 0
         self.used = time.monotonic()  # when the last call ended
         self.socket: WebSocket | None = None  # the one that is attached
-        self.thread: ThreadPoolExecutor | None = None  # for an environment's plain functions
 
     async def call(self, kind: str, data: Data, timeout_s: float | None = None) -> Data:
         """Carry out a "reset", "step" or "state"; returns what the reply's `data` shall be.
@@ -1209,10 +1208,10 @@ class Session:
                 if self.stage is Stage.CLOSED:
                     raise SessionError("the session is over; reset opens another")
                 if kind == "state":
-                    return to_dict(await self.invoke("state"))
+                    return to_dict(await self.methods.call("state"))
                 if kind == "reset":
                     known_fields(ResetRequest, data, ("body",))  # for its errors alone
-                    observation = await self.invoke("reset", **data)
+                    observation = await self.methods.call("reset", **data)
                 else:
                     observation = await self.step(data, timeout_s)
                 self.stage = Stage.DONE if observation.done else Stage.RUNNING
@@ -1230,165 +1229,23 @@ class Session:
             raise ExecutionError(STEP_REFUSED[self.stage])
         action = validate(self.action, data)
         begin = time.monotonic()
-        observation = await self.invoke("step", action, timeout_s=timeout_s)
+        observation = await self.methods.call("step", action, timeout_s=timeout_s)
         self.steps += 1
-        if log.isEnabledFor(logging.DEBUG):
-            task = getattr(observation, "task_id", None) or "-"
-            ms = 1_000 * (time.monotonic() - begin)
-            words = "session %s: step %d, task %s, %.1f ms, reward %s"
-            log.debug(words, self.id[:6], self.steps, task, ms, observation.reward)
+        task = getattr(observation, "task_id", None) or "-"
+        ms = 1_000 * (time.monotonic() - begin)
+        words = "session %s: step %d, task %s, %.1f ms, reward %s"
+        log.debug(words, self.id[:6], self.steps, task, ms, observation.reward)
         return observation
-
-    async def invoke(self, name: str, /, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the environment's: a coroutine inline, a plain function in a thread."""
-        method = getattr(self.environment, name)
-        if not callable(method):
-            return method  # OpenEnv's own environments have `state` as a property
-        known = keywords_of(getattr(method, "__func__", method))
-        if known is not None:
-            options = {key: options[key] for key in options if key in known}
-        call = functools.partial(method, *arguments, **options)
-        try:
-            if inspect.iscoroutinefunction(method):
-                return await cast(Any, call())
-            if self.thread is None:
-                self.thread = ThreadPoolExecutor(1, "environment")
-            return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
-        except SystemExit as error:  # which would end the server
-            raise ExecutionError(f"the environment called sys.exit({error.code!r})") from None
 
     async def close(self) -> None:
         """The end; the environment hears of it, whatever it does then."""
         self.stage = Stage.CLOSED
         try:
-            await self.invoke("close")
+            await self.methods.call("close")
         except Exception:
             log.exception("session %s: its environment's close() failed", self.id[:6])
-        if self.thread is not None:
-            self.thread.shutdown(wait=False)
+        self.methods.close()
         log.info("session %s ended after %d steps", self.id[:6], self.steps)
-
-
-@functools.lru_cache(1_024)
-def keywords_of(function: Callable[..., Any]) -> Collection[str] | None:
-    """The names of its parameters; None: it takes any keyword."""
-    parameters = inspect.signature(function).parameters
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    return None if takes_any else {*parameters}
-
-
-def no_stop(function: Callable[[], Any]) -> Any:
-    """function(), but a StopIteration becomes what asyncio can carry out of a thread."""
-    try:
-        return function()
-    except StopIteration as error:
-        raise RuntimeError("the environment raised StopIteration") from error
-
-
-# ── The table of sessions ─────────────────────────────────────────────────────────────────────────
-
-
-class SessionTable:
-    """All sessions, of WebSocket, HTTP and MCP alike, by their id; and the queue for a place."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.limits = service.limits
-        self.by_id: dict[str, Session] = {}
-        self.waiting = 0  # for a place
-        self.door = asyncio.Lock()  # asyncio's lets in who came first
-        self.farewells: set[asyncio.Task[None]] = set()
-        self.closing = False
-
-    def __len__(self) -> int:
-        return len(self.by_id)
-
-    async def open(self) -> Session:
-        """A new session. On a full server it waits for a place; who waits longest gets the next.
-
-        One connection waits for one session, so the queue is no longer than `connections`. Raises
-        CapacityError when there was none for session_wait_s, and FactoryError.
-        """
-        deadline = time.monotonic() + self.limits.session_wait_s
-        self.waiting += 1
-        try:
-            async with self.door:
-                while not self.has_place():
-                    if self.closing or time.monotonic() > deadline:
-                        raise CapacityError(f"all {len(self)} sessions are taken; try again later")
-                    await asyncio.sleep(0.02)
-                return self.begin()
-        finally:
-            self.waiting -= 1
-
-    def has_place(self) -> bool:
-        """Where all are taken, the HTTP or MCP session gives way that nobody used for longest."""
-        if self.closing:
-            return False
-        if len(self) < self.limits.max_sessions:
-            return True
-        idle = [one for one in self.by_id.values() if one.socket is None and not one.calls]
-        if not idle:
-            return False
-        self.drop(min(idle, key=operator.attrgetter("used")))
-        return True
-
-    def begin(self) -> Session:
-        try:
-            session = Session(self.service.factory(), self.service.action)
-        except Exception as error:
-            raise FactoryError(f"the environment was not made: {type(error).__name__}") from error
-        self.by_id[session.id] = session
-        return session
-
-    def find(self, key: object) -> Session | None:
-        """The session of that id; None without an id. Raises SessionError if there is none."""
-        if not key:
-            return None
-        session = self.by_id.get(str(key))
-        if session is None:
-            raise SessionError(f"no session {str(key)[:40]!r}: closed, or idle for too long")
-        return session
-
-    def drop(self, session: Session) -> None:
-        """End a session; its place is free at once, while its environment is still closing."""
-        if self.by_id.pop(session.id, None):
-            farewell = asyncio.create_task(session.close())
-            self.farewells.add(farewell)
-            farewell.add_done_callback(self.farewells.discard)
-
-    def end_idle(self) -> None:
-        now = time.monotonic()
-        for session in [*self.by_id.values()]:
-            # One that never began an episode is hardly a trainer whose model is thinking.
-            is_patient = session.socket and session.stage is not Stage.NO_EPISODE
-            most = self.limits.ws_idle_s if is_patient else self.limits.http_idle_s
-            if session.calls == 0 and now - session.used > most:
-                self.dismiss(session)
-
-    def dismiss(self, session: Session) -> None:
-        """End a session that has no call running, and tell its WebSocket."""
-        if session.socket:
-            session.socket.end(CloseCode.GOING_AWAY)
-        self.drop(session)
-
-    async def drain(self) -> None:
-        """Begin no session any more, and give the calls that run drain_s to end.
-
-        Each session ends with its call, because one of many busy ones would always have another.
-        """
-        self.closing = True
-        deadline = time.monotonic() + self.limits.drain_s
-        while self.by_id and time.monotonic() < deadline:
-            for session in [*self.by_id.values()]:
-                if session.calls == 0:
-                    self.dismiss(session)
-            await asyncio.sleep(0.01)
-
-    async def close(self) -> None:
-        for session in [*self.by_id.values()]:
-            self.drop(session)
-        await asyncio.gather(*self.farewells)
 
 
 # ── The server ────────────────────────────────────────────────────────────────────────────────────
@@ -1413,163 +1270,44 @@ class Service:
     counters: Callable[[], Mapping[str, int]] = dict  # what GET /health counts besides sessions
 
 
-HOUSEKEEPING_S = 0.25  # how often idle sessions are looked for
-GOODBYE_S = 1.0  # that a peer has to read the last words and to close its side
-
-PUBLIC = ("/", "/web", "/docs", "/health")  # without a token: the page asks for it
-PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Session-Id, Mcp-Session-Id, "
-    "Mcp-Protocol-Version",
-    "Access-Control-Max-Age": "600",
-}
-
-
 class Server:
-    """`await start()`, `port`, `await close()`: connections, routes, and who may use them."""
+    """`await start()`, `port`, `await close()`: the routes, and what they answer.
+
+    Chapter 9 has what carries them: the listener reads requests and writes replies, the gate says
+    who may ask, the table has the sessions.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.limits = service.limits
         self.sessions = SessionTable(service)
-        self.connections: set[asyncio.Task[Any]] = set()
-        self.listeners: list[asyncio.Server] = []
-        self.port = 0
-        self.loopback = True
+        self.gate = Gate(service)
+        self.listener = Listener(self)
+
+    @property
+    def port(self) -> int:
+        return self.listener.port
 
     async def start(self, host: str = "127.0.0.1", port: int = 8000) -> None:
         """Listen; port 0 takes any free one. Raises OSError when the address cannot be had."""
-        sockets = bind(host, port)
-        self.port = sockets[0].getsockname()[1]
-        self.loopback = all(is_loopback(each.getsockname()[0]) for each in sockets)
-        for each in sockets:
-            listener = await asyncio.start_server(
-                self.serve_connection, sock=each, backlog=512, limit=self.limits.head_bytes
-            )
-            self.listeners.append(listener)
-        self.housekeeper = asyncio.create_task(self.keep_house())
-
-    async def keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            self.sessions.end_idle()
+        await self.listener.start(host, port)
 
     async def close(self) -> None:
         """Let running steps end within drain_s, say 1001 to the WebSockets, end every session."""
-        self.housekeeper.cancel()
-        for listener in self.listeners:
-            listener.close()
-        await self.sessions.drain()
-        for connection in self.connections:
-            connection.cancel()
-        await asyncio.gather(*self.connections, return_exceptions=True)
-        await self.sessions.close()
-
-    # ── Connections ──
-
-    async def serve_connection(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """One connection: HTTP requests one after another, or a WebSocket for the rest of it."""
-        if len(self.connections) >= self.limits.connections:
-            writer.transport.abort()
-            return
-
-        this = cast("asyncio.Task[None]", asyncio.current_task())
-        self.connections.add(this)
-        keep_alive(writer.get_extra_info("socket"))
-        watcher = asyncio.create_task(cancel_when_lost(this, writer))
-        try:
-            # The pause is for the others, because pipelined requests are read without waiting.
-            while await self.serve_request(reader, writer):
-                await asyncio.sleep(0)
-        except (asyncio.CancelledError, ConnectionError):
-            pass
-        finally:
-            self.connections.discard(this)
-            watcher.cancel()
-            writer.close()
-            if writer.transport.get_write_buffer_size():
-                abort_later(writer, GOODBYE_S)
-            break_cycles(reader)
-
-    async def serve_request(self, reader: StreamReader, writer: StreamWriter) -> bool:
-        """Answer one request; returns whether another may follow."""
-        try:
-            request = await read_request(reader, writer, self.limits)
-        except HTTPError as error:
-            writer.write(encode_response(error_reply(error), keep_alive=False))
-            await hang_up(reader, writer)
-            return False
-        if request is None:
-            return False
-
-        reply = await self.reply(request)
-        if reply.status == 101:
-            await WebSocket(self, reader, writer).serve(request)
-            return False
-        if reply.opened and (reader.at_eof() or writer.is_closing()):
-            self.sessions.drop(reply.opened)  # the peer is gone, and nobody else knows its id
-        keep_alive = request.keep_alive and not self.sessions.closing
-        writer.write(encode_response(reply, keep_alive, head_only=request.method == "HEAD"))
-        timer = abort_later(writer, self.limits.request_s)
-        await writer.drain()
-        timer.cancel()
-        return keep_alive
-
-    # ── Who may use it ──
+        await self.listener.close()
 
     async def reply(self, request: Request) -> Reply:
         """The answer to a request, errors included; by one handler a route."""
         try:
-            self.check_site(request)
+            self.gate.check_site(request, self.listener.loopback)
             if request.method == "OPTIONS":  # a browser asks so before another site's request
                 reply = Reply(b"", headers=PREFLIGHT)
             else:
-                self.check_token(request)
+                self.gate.check_token(request)
                 reply = await find_handler(request)(self, request)
         except Exception as error:  # noqa: BLE001
             reply = error_reply(as_ours(error))
-
-        origin = request.headers.get("origin")
-        if origin is None or not self.allows_origin(origin):
-            return reply
-        cross_origin = {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "X-Session-Id, Mcp-Session-Id",
-            "Vary": "Origin",
-        }
-        return dataclasses.replace(reply, headers={**reply.headers, **cross_origin})
-
-    def check_site(self, request: Request) -> None:
-        """Refuse names that others bound to our loopback address, and other sites' pages."""
-        host = request.headers.get("host")
-        if self.loopback and host is not None:
-            name = host_name(host)
-            if not is_loopback(name) and name not in map(host_name, self.service.allow_host):
-                words = f"Host {name[:100]!r} is not served here; --allow-host admits it"
-                raise HTTPError(403, words)
-        origin = request.headers.get("origin")
-        if origin is None or self.allows_origin(origin):
-            return
-        if canonical(origin) not in (canonical(f"http://{host}"), canonical(f"https://{host}")):
-            words = f"Origin {origin[:100]!r} is another site; --allow-origin admits it"
-            raise HTTPError(403, words)
-
-    def allows_origin(self, origin: str) -> bool:
-        allowed = self.service.allow_origin
-        return "*" in allowed or canonical(origin) in map(canonical, allowed)
-
-    def check_token(self, request: Request) -> None:
-        if self.service.token is None or route(request) in PUBLIC:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # A token that comes from a file has a newline at its end.
-        wanted = self.service.token.strip().encode()
-        is_known = hmac.compare_digest(given.strip().encode("latin-1"), wanted)
-        if not is_known or scheme.lower() != "bearer":
-            words = "send 'Authorization: Bearer TOKEN'"
-            raise HTTPError(401, words, {"WWW-Authenticate": "Bearer"})
-
-    # ── The routes ──
+        return self.gate.admit_origin(request, reply)
 
     async def get_health(self, request: Request) -> Reply:
         health = {
@@ -1591,33 +1329,7 @@ class Server:
 
     @functools.cached_property
     def documents(self) -> dict[str, Reply]:
-        """What never changes."""
-        service = self.service
-        page = PAGE.replace("$NAME", html.escape(service.name)).encode()
-        policy = {"Content-Security-Policy": PAGE_POLICY}
-        metadata = {
-            "name": service.name,
-            "description": service.description,
-            "version": __version__,
-            "readme_content": None,
-            "author": None,
-            "documentation_url": None,
-            "isolation": service.isolation,
-            "tasks": [*service.tasks],
-        }
-        models = ("action", "observation", "state")
-        shown = ("task_id", "difficulty", "prompt", "tests_total", "judge")
-        tasks = [
-            {name: getattr(task, name) for name in shown if hasattr(task, name)}
-            for task in service.tasks.values()
-        ]
-        return {
-            "/docs": Reply(page, 200, policy, "text/html; charset=utf-8"),
-            "/metadata": Reply(metadata),
-            "/schema": Reply({name: json_schema(getattr(service, name)) for name in models}),
-            "/tasks": Reply({"tasks": tasks}),
-            "/openapi.json": Reply(openapi(service)),
-        }
+        return documents_of(self.service)
 
     async def redirect_to_docs(self, request: Request) -> Reply:
         """A relative redirect, because a proxy may serve us below a prefix that only it knows."""
@@ -1704,6 +1416,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/state": {"GET": Server.get_state},
     "/mcp": {"POST": Server.post_mcp, "DELETE": Server.delete_mcp},
 }
+PUBLIC = ("/", "/web", "/docs", "/health")  # without a token: the page asks for it
 
 
 def route(request: Request) -> str:
@@ -1743,41 +1456,12 @@ def serve(
     when the address cannot be had.
     """
     options.setdefault("name", getattr(environment, "__name__", "environment"))
-    models = {"observation": observation, "state": state}
-    for name, method in {"observation": "step", "state": "state"}.items():
-        function = getattr(environment, method, serve)
-        hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
-        model = models[name] or hints.get("return")
+    for name, model, method in (("observation", observation, "step"), ("state", state, "state")):
+        model = model or returned_type(environment, method)
         if is_dataclass(model):
             options[name] = model
     service = Service(factory=environment, action=action, **options)
     asyncio.run(run_until_signal(service, host, port))
-
-
-async def run_until_signal(
-    service: Service, host: str, port: int, stdin: TextIO | None = None
-) -> None:
-    """Serve until SIGTERM or SIGINT, or the end of `stdin` where it is given."""
-    import resource  # which Windows does not have, where the client runs, too
-
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes up to ten
-    server = Server(service)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await server.start(host, port)
-    try:
-        reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())
-        where = f"[{host}]" if ":" in host else host
-        url = f"http://{where}:{server.port}"
-        print(f"{service.name} on {url} (isolation: {reached or 'none'})", flush=True)
-        if stdin:
-            loop.add_reader(stdin, stop.set)
-        await stop.wait()
-    finally:
-        await server.close()
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3591,6 +3275,379 @@ def break_cycles(reader: StreamReader) -> None:
     error = reader.exception()
     if error:
         error.__traceback__ = None
+
+
+# ── Calling an environment ────────────────────────────────────────────────────────────────────────
+
+
+class Methods:
+    """An environment's methods: coroutines run inline, plain functions in a thread of their own."""
+
+    def __init__(self, environment: Environment[Any, Any]) -> None:
+        self.environment = environment
+        self.thread: ThreadPoolExecutor | None = None
+
+    async def call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
+        """Call one, with those of the options that it takes."""
+        method = getattr(self.environment, name)
+        if not callable(method):
+            return method  # OpenEnv's own environments have `state` as a property
+        known = keywords_of(getattr(method, "__func__", method))
+        if known is not None:
+            options = {key: options[key] for key in options if key in known}
+        call = functools.partial(method, *arguments, **options)
+        try:
+            if inspect.iscoroutinefunction(method):
+                return await cast(Any, call())
+            if self.thread is None:
+                self.thread = ThreadPoolExecutor(1, "environment")
+            return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
+        except SystemExit as error:  # which would end the server
+            raise ExecutionError(f"the environment called sys.exit({error.code!r})") from None
+
+    def close(self) -> None:
+        if self.thread is not None:
+            self.thread.shutdown(wait=False)
+
+
+@functools.lru_cache(1_024)
+def keywords_of(function: Callable[..., Any]) -> Collection[str] | None:
+    """The names of its parameters; None: it takes any keyword."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return None if takes_any else {*parameters}
+
+
+def no_stop(function: Callable[[], Any]) -> Any:
+    """function(), but a StopIteration becomes what asyncio can carry out of a thread."""
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError("the environment raised StopIteration") from error
+
+
+def returned_type(environment: Any, method: str) -> Any:
+    """What an environment's method returns, say its annotations; None: they do not."""
+    function = getattr(environment, method, serve)
+    hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
+    return hints.get("return")
+
+
+# ── The table of sessions ─────────────────────────────────────────────────────────────────────────
+
+HOUSEKEEPING_S = 0.25  # how often idle sessions are looked for
+
+
+class SessionTable:
+    """All sessions, of WebSocket, HTTP and MCP alike, by their id; and the queue for a place."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.limits = service.limits
+        self.by_id: dict[str, Session] = {}
+        self.waiting = 0  # for a place
+        self.door = asyncio.Lock()  # asyncio's lets in who came first
+        self.farewells: set[asyncio.Task[None]] = set()
+        self.closing = False
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    async def open(self) -> Session:
+        """A new session. On a full server it waits for a place; who waits longest gets the next.
+
+        One connection waits for one session, so the queue is no longer than `connections`. Raises
+        CapacityError when there was none for session_wait_s, and FactoryError.
+        """
+        deadline = time.monotonic() + self.limits.session_wait_s
+        self.waiting += 1
+        try:
+            async with self.door:
+                while not self.has_place():
+                    if self.closing or time.monotonic() > deadline:
+                        raise CapacityError(f"all {len(self)} sessions are taken; try again later")
+                    await asyncio.sleep(0.02)
+                return self.begin()
+        finally:
+            self.waiting -= 1
+
+    def has_place(self) -> bool:
+        """Where all are taken, the HTTP or MCP session gives way that nobody used for longest."""
+        if self.closing:
+            return False
+        if len(self) < self.limits.max_sessions:
+            return True
+        idle = [one for one in self.by_id.values() if one.socket is None and not one.calls]
+        if not idle:
+            return False
+        self.drop(min(idle, key=operator.attrgetter("used")))
+        return True
+
+    def begin(self) -> Session:
+        try:
+            session = Session(self.service.factory(), self.service.action)
+        except Exception as error:
+            raise FactoryError(f"the environment was not made: {type(error).__name__}") from error
+        self.by_id[session.id] = session
+        return session
+
+    def find(self, key: object) -> Session | None:
+        """The session of that id; None without an id. Raises SessionError if there is none."""
+        if not key:
+            return None
+        session = self.by_id.get(str(key))
+        if session is None:
+            raise SessionError(f"no session {str(key)[:40]!r}: closed, or idle for too long")
+        return session
+
+    def drop(self, session: Session) -> None:
+        """End a session; its place is free at once, while its environment is still closing."""
+        if self.by_id.pop(session.id, None):
+            farewell = asyncio.create_task(session.close())
+            self.farewells.add(farewell)
+            farewell.add_done_callback(self.farewells.discard)
+
+    async def keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self.end_idle()
+
+    def end_idle(self) -> None:
+        now = time.monotonic()
+        for session in [*self.by_id.values()]:
+            # One that never began an episode is hardly a trainer whose model is thinking.
+            is_patient = session.socket and session.stage is not Stage.NO_EPISODE
+            most = self.limits.ws_idle_s if is_patient else self.limits.http_idle_s
+            if session.calls == 0 and now - session.used > most:
+                self.dismiss(session)
+
+    def dismiss(self, session: Session) -> None:
+        """End a session that has no call running, and tell its WebSocket."""
+        if session.socket:
+            session.socket.end(CloseCode.GOING_AWAY)
+        self.drop(session)
+
+    async def drain(self) -> None:
+        """Begin no session any more, and give the calls that run drain_s to end.
+
+        Each session ends with its call, because one of many busy ones would always have another.
+        """
+        self.closing = True
+        deadline = time.monotonic() + self.limits.drain_s
+        while self.by_id and time.monotonic() < deadline:
+            for session in [*self.by_id.values()]:
+                if session.calls == 0:
+                    self.dismiss(session)
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for session in [*self.by_id.values()]:
+            self.drop(session)
+        await asyncio.gather(*self.farewells)
+
+
+# ── Who may ask ───────────────────────────────────────────────────────────────────────────────────
+
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Session-Id, Mcp-Session-Id, "
+    "Mcp-Protocol-Version",
+    "Access-Control-Max-Age": "600",
+}
+
+
+class Gate:
+    """Refuses what a service is not for: other names of our address, other sites, no token."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def check_site(self, request: Request, loopback: bool) -> None:
+        """Refuse names that others bound to our loopback address, and other sites' pages."""
+        host = request.headers.get("host")
+        if loopback and host is not None:
+            name = host_name(host)
+            if not is_loopback(name) and name not in map(host_name, self.service.allow_host):
+                words = f"Host {name[:100]!r} is not served here; --allow-host admits it"
+                raise HTTPError(403, words)
+        origin = request.headers.get("origin")
+        if origin is None or self.allows_origin(origin):
+            return
+        if canonical(origin) not in (canonical(f"http://{host}"), canonical(f"https://{host}")):
+            words = f"Origin {origin[:100]!r} is another site; --allow-origin admits it"
+            raise HTTPError(403, words)
+
+    def allows_origin(self, origin: str) -> bool:
+        allowed = self.service.allow_origin
+        return "*" in allowed or canonical(origin) in map(canonical, allowed)
+
+    def check_token(self, request: Request) -> None:
+        if self.service.token is None or route(request) in PUBLIC:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # A token that comes from a file has a newline at its end.
+        wanted = self.service.token.strip().encode()
+        is_known = hmac.compare_digest(given.strip().encode("latin-1"), wanted)
+        if not is_known or scheme.lower() != "bearer":
+            words = "send 'Authorization: Bearer TOKEN'"
+            raise HTTPError(401, words, {"WWW-Authenticate": "Bearer"})
+
+    def admit_origin(self, request: Request, reply: Reply) -> Reply:
+        """The reply, with the headers by which a browser lets an admitted site read it."""
+        origin = request.headers.get("origin")
+        if origin is None or not self.allows_origin(origin):
+            return reply
+        cross_origin = {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "X-Session-Id, Mcp-Session-Id",
+            "Vary": "Origin",
+        }
+        return dataclasses.replace(reply, headers={**reply.headers, **cross_origin})
+
+
+# ── Connections ───────────────────────────────────────────────────────────────────────────────────
+
+GOODBYE_S = 1.0  # that a peer has to read the last words and to close its side
+
+
+class Listener:
+    """The sockets of a server, and the connections that came by them."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.sessions = server.sessions
+        self.limits = server.limits
+        self.connections: set[asyncio.Task[Any]] = set()
+        self.listeners: list[asyncio.Server] = []
+        self.port = 0
+        self.loopback = True
+
+    async def start(self, host: str, port: int) -> None:
+        sockets = bind(host, port)
+        self.port = sockets[0].getsockname()[1]
+        self.loopback = all(is_loopback(each.getsockname()[0]) for each in sockets)
+        for each in sockets:
+            listener = await asyncio.start_server(
+                self.serve_connection, sock=each, backlog=512, limit=self.limits.head_bytes
+            )
+            self.listeners.append(listener)
+        self.housekeeper = asyncio.create_task(self.sessions.keep_house())
+
+    async def close(self) -> None:
+        self.housekeeper.cancel()
+        for listener in self.listeners:
+            listener.close()
+        await self.sessions.drain()
+        for connection in self.connections:
+            connection.cancel()
+        await asyncio.gather(*self.connections, return_exceptions=True)
+        await self.sessions.close()
+
+    async def serve_connection(self, reader: StreamReader, writer: StreamWriter) -> None:
+        """One connection: HTTP requests one after another, or a WebSocket for the rest of it."""
+        if len(self.connections) >= self.limits.connections:
+            writer.transport.abort()
+            return
+
+        this = cast("asyncio.Task[None]", asyncio.current_task())
+        self.connections.add(this)
+        keep_alive(writer.get_extra_info("socket"))
+        watcher = asyncio.create_task(cancel_when_lost(this, writer))
+        try:
+            # The pause is for the others, because pipelined requests are read without waiting.
+            while await self.serve_request(reader, writer):
+                await asyncio.sleep(0)
+        except (asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self.connections.discard(this)
+            watcher.cancel()
+            writer.close()
+            if writer.transport.get_write_buffer_size():
+                abort_later(writer, GOODBYE_S)
+            break_cycles(reader)
+
+    async def serve_request(self, reader: StreamReader, writer: StreamWriter) -> bool:
+        """Answer one request; returns whether another may follow."""
+        try:
+            request = await read_request(reader, writer, self.limits)
+        except HTTPError as error:
+            writer.write(encode_response(error_reply(error), keep_alive=False))
+            await hang_up(reader, writer)
+            return False
+        if request is None:
+            return False
+
+        reply = await self.server.reply(request)
+        if reply.status == 101:
+            await WebSocket(self.server, reader, writer).serve(request)
+            return False
+        if reply.opened and (reader.at_eof() or writer.is_closing()):
+            self.sessions.drop(reply.opened)  # the peer is gone, and nobody else knows its id
+        keep_alive = request.keep_alive and not self.sessions.closing
+        writer.write(encode_response(reply, keep_alive, head_only=request.method == "HEAD"))
+        timer = abort_later(writer, self.limits.request_s)
+        await writer.drain()
+        timer.cancel()
+        return keep_alive
+
+
+def documents_of(service: Service) -> dict[str, Reply]:
+    """The replies that never change."""
+    page = PAGE.replace("$NAME", html.escape(service.name)).encode()
+    policy = {"Content-Security-Policy": PAGE_POLICY}
+    metadata = {
+        "name": service.name,
+        "description": service.description,
+        "version": __version__,
+        "readme_content": None,
+        "author": None,
+        "documentation_url": None,
+        "isolation": service.isolation,
+        "tasks": [*service.tasks],
+    }
+    models = ("action", "observation", "state")
+    shown = ("task_id", "difficulty", "prompt", "tests_total", "judge")
+    tasks = [
+        {name: getattr(task, name) for name in shown if hasattr(task, name)}
+        for task in service.tasks.values()
+    ]
+    return {
+        "/docs": Reply(page, 200, policy, "text/html; charset=utf-8"),
+        "/metadata": Reply(metadata),
+        "/schema": Reply({name: json_schema(getattr(service, name)) for name in models}),
+        "/tasks": Reply({"tasks": tasks}),
+        "/openapi.json": Reply(openapi(service)),
+    }
+
+
+# ── Serving until a signal ────────────────────────────────────────────────────────────────────────
+
+
+async def run_until_signal(
+    service: Service, host: str, port: int, stdin: TextIO | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, or the end of `stdin` where it is given."""
+    import resource  # which Windows does not have, where the client runs, too
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes up to ten
+    server = Server(service)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.start(host, port)
+    try:
+        reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())
+        where = f"[{host}]" if ":" in host else host
+        url = f"http://{where}:{server.port}"
+        print(f"{service.name} on {url} (isolation: {reached or 'none'})", flush=True)
+        if stdin:
+            loop.add_reader(stdin, stop.set)
+        await stop.wait()
+    finally:
+        await server.close()
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════

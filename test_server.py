@@ -974,13 +974,13 @@ def test_idle_and_aborted_connections_leave_nothing_behind():
             sock = open_tcp(hosted)
             sock.sendall(piece)
             end(sock)
-        eventually(lambda: not hosted.server.connections)
+        eventually(lambda: not hosted.server.listener.connections)
         assert ask(hosted, "GET", "/health")[0] == 200
 
 
 def test_connections_beyond_the_limit_are_cut_off():
     with Hosted(connections=2) as hosted, open_tcp(hosted), open_tcp(hosted):
-        eventually(lambda: len(hosted.server.connections) == 2)
+        eventually(lambda: len(hosted.server.listener.connections) == 2)
         with open_tcp(hosted) as third, contextlib.suppress(ConnectionResetError):
             assert third.recv(1) == b""
 
@@ -1122,7 +1122,7 @@ def test_frames_against_the_protocol_close_with_their_code(frames, code):
                     peer.socket.sendall(Frame(*frame).serialize(mask=True))
             assert close_code(peer) == code
         assert call(other, "reset")[0] == "observation"
-        eventually(lambda: len(hosted.server.connections) == 1)
+        eventually(lambda: len(hosted.server.listener.connections) == 1)
 
 
 def test_messages_far_ahead_are_all_answered_one_by_one():
@@ -1248,9 +1248,11 @@ def watch_connections(hosted: Hosted) -> list[Any]:
 
     async def serve_request(reader: Any, writer: Any) -> Any:
         seen.append(weakref.ref(writer))
-        return await type(hosted.server).serve_request(hosted.server, reader, writer)
+        return await type(hosted.server.listener).serve_request(
+            hosted.server.listener, reader, writer
+        )
 
-    hosted.server.serve_request = serve_request
+    hosted.server.listener.serve_request = serve_request
     return seen
 
 

@@ -223,13 +223,7 @@ class PythonEnvError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default unpickling calls the class with the message alone, which not each one takes.
-        return rebuild_error, (type(self), self.args, self.__dict__)
-
-
-def rebuild_error(kind: type[PythonEnvError], words: tuple[Any, ...], more: Any) -> PythonEnvError:
-    error = kind.__new__(kind, *words)
-    error.__dict__.update(more)
-    return error
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class InvalidRequest(PythonEnvError, ValueError):
@@ -562,25 +556,30 @@ class Task:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], default_id: str = "inline") -> Task:
-        """The task in a data set's row, whose format its columns tell; see FORMATS. Columns that
-        mean nothing here are passed over. Raises InvalidRequest, with the columns by their names.
-        """
+        """The task in a data set's row; see find_format(). Columns that mean nothing here are
+        passed over. Raises InvalidRequest, with the columns by their names."""
         columns = {name: value for name, value in row.items() if value not in (None, "", [], {})}
-        for is_it, convert in FORMATS:
-            if is_it(columns):
-                try:
-                    fields = convert(columns)
-                except InvalidRequest:
-                    raise
-                except Exception as error:  # whatever another shape leads to  # noqa: BLE001
-                    raise InvalidRequest(
-                        f"the columns {[*columns]!r:.200} have another shape than those of a known "
-                        f"format: reading them raised {type(error).__name__}: {error!s:.100}"
-                    ) from None
-                for name in columns.keys() & {"difficulty", "judge"}:
-                    fields[name] = str(columns[name])
-                return cls(task_id=task_id_of(columns, default_id), **fields)
-        raise InvalidRequest(describe_no_tests(row))
+        read = find_format(columns)
+        if read is None:
+            raise InvalidRequest(describe_no_tests(row))
+        fields = read_columns(read, columns)
+        for name in columns.keys() & {"difficulty", "judge"}:
+            fields[name] = str(columns[name])
+        return cls(task_id=task_id_of(columns, default_id), **fields)
+
+
+def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
+    """The formats: which columns tell one, and the function of chapter 8 that reads it as the
+    fields of a Task. Columns that hold the tests of a new one go into TESTS, too."""
+    if "tests" in columns:
+        return read_own
+    if "entry_point" in columns and has_code(columns):
+        return read_humaneval
+    if "test_list" in columns:
+        return read_mbpp
+    if columns.keys() & {*PAIRS, "test"}:
+        return read_pairs
+    return None
 
 
 def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str, Task]:
@@ -600,53 +599,6 @@ def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str
     if not tasks:
         raise InvalidRequest(f"tasks file {path}: no tasks: expected one JSON object a line")
     return tasks
-
-
-def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
-    """The tasks of a file, and what is wrong with its other lines. A gzip bomb is read no further
-    than TASK_FILE_BYTES."""
-    tasks: dict[str, Task] = {}
-    lines = {REPL.task_id: 0}
-    bad = []
-    for number, line in read_lines(path):
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(row, dict):
-                raise InvalidRequest(f"expected a JSON object, got {type(row).__name__}")
-            task = Task.from_row(row, default_id=f"{path.name}:{number}").read()
-            first = lines.setdefault(task.task_id, number)
-            if first != number:
-                by = f", by line {first}" if first else ""
-                raise InvalidRequest(f"the task_id {task.task_id!r:.80} is taken already{by}")
-            tasks[task.task_id] = task
-        except (ValueError, RecursionError) as error:
-            bad.append(f"line {number}: {error}")
-    return tasks, bad
-
-
-TASK_FILE_BYTES = 268_435_456  # decompressed: it is held in memory
-TASK_ROW_BYTES = 4_194_304
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers. Raises InvalidRequest."""
-    left = TASK_FILE_BYTES
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            while True:
-                limit = min(left, TASK_ROW_BYTES)
-                line = file.readline(limit + 1)
-                if not line:
-                    return
-                number += 1
-                left -= len(line)
-                if len(line) > limit:
-                    raise ValueError(f"longer than the {limit} bytes that it may have here")
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
 
 
 REPL = Task(task_id="repl", prompt="A Python interpreter that keeps its state. There are no tests.")
@@ -1419,22 +1371,6 @@ ROUTES: dict[str, dict[str, Any]] = {
 PUBLIC = ("/", "/web", "/docs", "/health")  # without a token: the page asks for it
 
 
-def route(request: Request) -> str:
-    """The path, without a slash at its end."""
-    return request.path.rstrip("/") or "/"
-
-
-def find_handler(request: Request) -> Callable[[Server, Request], Awaitable[Reply]]:
-    methods = ROUTES.get(route(request))
-    if methods is None:
-        raise HTTPError(404, f"no route {request.path[:100]!r}: GET /docs lists them")
-    method = "GET" if request.method == "HEAD" else request.method
-    if method not in methods:
-        allowed = ", ".join(methods)
-        raise HTTPError(405, f"{route(request)} takes {allowed}", {"Allow": allowed})
-    return methods[method]
-
-
 # ── serve() ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1470,15 +1406,6 @@ def serve(
 
 # A command is a function that adds its parser, and one that runs it and returns the exit status.
 
-SERVE_EXAMPLES = """\
-Each flag is an environment variable, too: --step-timeout is PYTHON_ENV_STEP_TIMEOUT (and
---max-sessions also MAX_CONCURRENT_ENVS). PYTHON_ENV_TOKEN has none, because others can see flags:
-where it is set, clients have to send 'Authorization: Bearer TOKEN'.
-
-  python-env serve --tasks tasks.jsonl --max-sessions 64
-  curl http://127.0.0.1:8000/step -d '{"action": {"code": "1 + 1"}}'
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status. 2: something that was given is wrong."""
@@ -1505,73 +1432,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ── Flags and their variables ─────────────────────────────────────────────────────────────────────
-
-VARIABLES = {"PYTHON_ENV_TOKEN", "PYTHON_ENV_NONCE"}  # and those of the flags
-SWITCH = {"yes": True, "on": True, "true": True, "1": True}
-SWITCH |= {"no": False, "off": False, "false": False, "0": False}
-LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR"}
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults, and the examples as they stand."""
-
-
-def add_flag(
-    parser: argparse.ArgumentParser, name: str, default: Any, words: str, **options: Any
-) -> None:
-    """A flag whose default is its environment variable, where that is set."""
-    variable = "PYTHON_ENV_" + name.upper().replace("-", "_")
-    VARIABLES.add(variable)
-    default = os.environ.get(variable) or default
-    parser.add_argument(f"--{name}", default=default, help=words, **options)
-
-
-def number(kind: type, least: float, most: float = 10**9) -> Callable[[str], Any]:
-    """Reads a flag's text, or its variable's, as a number within bounds."""
-
-    def read(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            value = kind(text)
-            if least <= value <= most:
-                return value
-        words = f"expected {kind.__name__}, at least {least} and at most {most}, got {text[:99]!r}"
-        raise argparse.ArgumentTypeError(words)
-
-    return read
-
-
-def one_of(choices: Mapping[str, Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        if text.lower() in choices:
-            return choices[text.lower()]
-        raise argparse.ArgumentTypeError(f"expected {', '.join(choices)}, got {text[:99]!r}")
-
-    return read
-
-
-JUDGES = {"apart": "apart", "inside": "inside"}
-
-
-def comma_list(text: str) -> list[str]:
-    return text.replace(",", " ").split()
-
-
-def paint(text: str, is_good: bool) -> str:
-    """The text in green, or in yellow: on a terminal only, and not where NO_COLOR is set."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-        return text
-    return f"\x1b[{32 if is_good else 33}m{text}\x1b[0m"
-
-
-def warn_of_unknown_variables() -> None:
-    for name in os.environ:
-        if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
-            near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
-            log.warning("the variable %s means nothing; did you mean %s?", name, near)
-
-
 # ── serve ─────────────────────────────────────────────────────────────────────────────────────────
+
+SERVE_EXAMPLES = """\
+Each flag is an environment variable, too: --step-timeout is PYTHON_ENV_STEP_TIMEOUT (and
+--max-sessions also MAX_CONCURRENT_ENVS). PYTHON_ENV_TOKEN has none, because others can see flags:
+where it is set, clients have to send 'Authorization: Bearer TOKEN'.
+
+  python-env serve --tasks tasks.jsonl --max-sessions 64
+  curl http://127.0.0.1:8000/step -d '{"action": {"code": "1 + 1"}}'
+"""
 
 
 def add_serve(commands: Any) -> None:
@@ -1585,40 +1455,30 @@ def add_serve(commands: Any) -> None:
     parser.set_defaults(run=run_serve)
     parser.add_argument("--exit-with-stdin", action="store_true", help=argparse.SUPPRESS)
     flag = functools.partial(add_flag, parser)
+    limit = functools.partial(add_limit, parser)
+    switch = functools.partial(add_flag, parser, kind=one_of(SWITCH), nargs="?", const=True)
     seconds = number(float, 0.1)
-    port = number(int, 0, 65_535)
     most = os.environ.get("MAX_CONCURRENT_ENVS") or LIMITS.max_sessions  # OpenEnv's name for it
-    wait = "seconds that a full server lets a new session wait for a place"
 
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
-    flag("port", 8_000, "port to listen on; 0: any free one", type=port)
+    flag("port", 8_000, "port to listen on; 0: any free one", number(int, 0, 65_535))
     flag("tasks", None, "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format")
-    flag("max-sessions", most, "sessions at once", type=number(int, 1))
-    flag("session-wait", LIMITS.session_wait_s, wait, type=number(float, 0))
-    flag("step-timeout", LIMITS.step_s, "seconds of a step that names no timeout_s", type=seconds)
-    flag("max-step-timeout", LIMITS.step_max_s, "the most that a step may ask for", type=seconds)
-    flag("memory-mb", LIMITS.memory_mb, "MiB that an interpreter may have", type=number(int, 64))
-    flag("idle-timeout", LIMITS.ws_idle_s, "seconds; HTTP: at most 300", type=number(float, 1))
-    flag("preload", "", "modules to import before each fork, as numpy,pandas", type=comma_list)
-    flag(
-        "allow-origin",
-        "",
-        "sites whose pages may call, as https://a.org; * for all",
-        type=comma_list,
-    )
-    flag(
-        "allow-host",
-        "",
-        "Host names served on a loopback address, besides localhost",
-        type=comma_list,
-    )
-    flag(
-        "judge", "apart", "inside: all tests run where the code ran, forgeable", type=one_of(JUDGES)
-    )
-    switch = {"type": one_of(SWITCH), "nargs": "?", "const": True}
-    flag("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so", **switch)
-    flag("require-isolation", "no", "refuse to start without seccomp and Landlock", **switch)
-    flag("log-level", "info", f"of the log: {', '.join(LEVELS)}", type=one_of(LEVELS))
+    flag("max-sessions", most, "sessions at once", number(int, 1))
+    wait = "seconds that a full server lets a new session wait for a place"
+    limit("session-wait", "session_wait_s", wait, number(float, 0))
+    limit("step-timeout", "step_s", "seconds of a step that names no timeout_s", seconds)
+    limit("max-step-timeout", "step_max_s", "the most that a step may ask for", seconds)
+    flag("memory-mb", LIMITS.memory_mb, "MiB that an interpreter may have", number(int, 64))
+    limit("idle-timeout", "ws_idle_s", "seconds; HTTP: at most 300", number(float, 1))
+    flag("preload", "", "modules to import before each fork, as numpy,pandas", comma_list)
+    flag("allow-origin", "", "sites whose pages may call, as https://a.org; * for all", comma_list)
+    hosts = "Host names served on a loopback address, besides localhost"
+    flag("allow-host", "", hosts, comma_list)
+    inside = "inside: all tests run where the code ran, forgeable"
+    flag("judge", "apart", inside, one_of({"apart": "apart", "inside": "inside"}))
+    switch("skip-bad-tasks", "no", "leave out the bad lines of --tasks, and say so")
+    switch("require-isolation", "no", "refuse to start without seccomp and Landlock")
+    flag("log-level", "info", f"of the log: {', '.join(LEVELS)}", one_of(LEVELS))
 
 
 def run_serve(given: argparse.Namespace) -> int:
@@ -1631,17 +1491,8 @@ def run_serve(given: argparse.Namespace) -> int:
 
 
 async def serve_python(given: argparse.Namespace) -> None:
-    limits = dataclasses.replace(
-        LIMITS,
-        max_sessions=given.max_sessions,
-        session_wait_s=given.session_wait,
-        step_s=given.step_timeout,
-        step_max_s=max(given.max_step_timeout, given.step_timeout),
-        memory_mb=given.memory_mb,
-        ws_idle_s=given.idle_timeout,
-        http_idle_s=min(LIMITS.http_idle_s, given.idle_timeout),
-    )
     tasks = load_tasks(given.tasks, given.skip_bad_tasks) if given.tasks else builtin_tasks()
+    limits = given_limits(given)
     sandbox = Sandbox(limits, given.preload, (given.tasks,) if given.tasks else ())
     turn = itertools.count()
     try:
@@ -1985,9 +1836,7 @@ def model_schema(model: Any) -> dict:
 
 
 # ── The formats of tasks ──────────────────────────────────────────────────────────────────────────
-# A format is a question to the columns, and a function that makes a task's fields of them. To add
-# one, write the function and put it into FORMATS, above those that it should win against; columns
-# that hold its tests go into TESTS as well.
+# Each has a function that makes a task's fields of its columns; find_format() (chapter 3) chooses.
 
 Columns = dict[str, Any]
 
@@ -2226,14 +2075,6 @@ def has_code(columns: Columns) -> bool:
     """Whether `test` is code, and not a list of cases, perhaps as JSON or pickled."""
     test = columns.get("test")
     return isinstance(test, str) and not test.startswith(("[", "eJ"))
-
-
-FORMATS: list[tuple[Callable[[Columns], bool], Callable[[Columns], Columns]]] = [
-    (lambda columns: "tests" in columns, read_own),
-    (lambda columns: "entry_point" in columns and has_code(columns), read_humaneval),
-    (lambda columns: "test_list" in columns, read_mbpp),
-    (lambda columns: any(name in columns for name in (*PAIRS, "test")), read_pairs),
-]
 
 
 def describe_no_tests(row: Mapping[str, Any]) -> str:
@@ -2521,6 +2362,155 @@ def find_task(tasks: Mapping[str, Task], name: str) -> Task:
     raise InvalidRequest(
         f"task_id: {words}", [error_entry("unknown_task", ("task_id",), words, name)]
     )
+
+
+# ── Task files ────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
+    """The tasks of a file, and what is wrong with its other lines. A gzip bomb is read no further
+    than TASK_FILE_BYTES."""
+    tasks: dict[str, Task] = {}
+    lines = {REPL.task_id: 0}
+    bad = []
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                raise InvalidRequest(f"expected a JSON object, got {type(row).__name__}")
+            task = Task.from_row(row, default_id=f"{path.name}:{number}").read()
+            first = lines.setdefault(task.task_id, number)
+            if first != number:
+                by = f", by line {first}" if first else ""
+                raise InvalidRequest(f"the task_id {task.task_id!r:.80} is taken already{by}")
+            tasks[task.task_id] = task
+        except (ValueError, RecursionError) as error:
+            bad.append(f"line {number}: {error}")
+    return tasks, bad
+
+
+TASK_FILE_BYTES = 268_435_456  # decompressed: it is held in memory
+TASK_ROW_BYTES = 4_194_304
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers. Raises InvalidRequest."""
+    left = TASK_FILE_BYTES
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            while True:
+                limit = min(left, TASK_ROW_BYTES)
+                line = file.readline(limit + 1)
+                if not line:
+                    return
+                number += 1
+                left -= len(line)
+                if len(line) > limit:
+                    raise ValueError(f"longer than the {limit} bytes that it may have here")
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
+
+
+def read_columns(read: Callable[[Columns], Columns], columns: Columns) -> Columns:
+    """What a format's function makes of them. Raises InvalidRequest, whatever it raises."""
+    try:
+        return read(columns)
+    except InvalidRequest:
+        raise
+    except Exception as error:  # whatever another shape leads to  # noqa: BLE001
+        raise InvalidRequest(
+            f"the columns {[*columns]!r:.200} have another shape than those of a known format: "
+            f"reading them raised {type(error).__name__}: {error!s:.100}"
+        ) from None
+
+
+# ── Flags and their variables ─────────────────────────────────────────────────────────────────────
+
+VARIABLES = {"PYTHON_ENV_TOKEN", "PYTHON_ENV_NONCE"}  # and those of the flags
+SWITCH = {"yes": True, "on": True, "true": True, "1": True}
+SWITCH |= {"no": False, "off": False, "false": False, "0": False}
+LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR"}
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults, and the examples as they stand."""
+
+
+def add_flag(
+    parser: argparse.ArgumentParser,
+    name: str,
+    default: Any,
+    words: str,
+    kind: Callable[[str], Any] = str,
+    **options: Any,
+) -> None:
+    """A flag whose default is its environment variable, where that is set."""
+    shown = name.upper().replace("-", "_")
+    variable = f"PYTHON_ENV_{shown}"
+    VARIABLES.add(variable)
+    default = os.environ.get(variable) or default
+    parser.add_argument(
+        f"--{name}", default=default, help=words, type=kind, metavar=shown, **options
+    )
+
+
+def add_limit(parser: argparse.ArgumentParser, name: str, limit: str, *more: Any) -> None:
+    """A flag that sets a limit of another name."""
+    add_flag(parser, name, getattr(LIMITS, limit), *more, dest=limit)
+
+
+def given_limits(given: argparse.Namespace) -> Limits:
+    """The limits with what the flags say."""
+    limits = dataclasses.replace(LIMITS, **only_known(Limits, vars(given)))
+    return dataclasses.replace(
+        limits,
+        step_max_s=max(limits.step_max_s, limits.step_s),
+        http_idle_s=min(limits.http_idle_s, limits.ws_idle_s),
+    )
+
+
+def number(kind: type, least: float, most: float = 10**9) -> Callable[[str], Any]:
+    """Reads a flag's text, or its variable's, as a number within bounds."""
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if least <= value <= most:
+                return value
+        words = f"expected {kind.__name__}, at least {least} and at most {most}, got {text[:99]!r}"
+        raise argparse.ArgumentTypeError(words)
+
+    return read
+
+
+def one_of(choices: Mapping[str, Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text.lower() in choices:
+            return choices[text.lower()]
+        raise argparse.ArgumentTypeError(f"expected {', '.join(choices)}, got {text[:99]!r}")
+
+    return read
+
+
+def comma_list(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def paint(text: str, is_good: bool) -> str:
+    """The text in green, or in yellow: on a terminal only, and not where NO_COLOR is set."""
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+        return text
+    return f"\x1b[{32 if is_good else 33}m{text}\x1b[0m"
+
+
+def warn_of_unknown_variables() -> None:
+    for name in os.environ:
+        if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
+            log.warning("the variable %s means nothing; did you mean %s?", name, near)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3444,6 +3434,25 @@ class SessionTable:
         for session in [*self.by_id.values()]:
             self.drop(session)
         await asyncio.gather(*self.farewells)
+
+
+# ── Routing ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def route(request: Request) -> str:
+    """The path, without a slash at its end."""
+    return request.path.rstrip("/") or "/"
+
+
+def find_handler(request: Request) -> Callable[[Server, Request], Awaitable[Reply]]:
+    methods = ROUTES.get(route(request))
+    if methods is None:
+        raise HTTPError(404, f"no route {request.path[:100]!r}: GET /docs lists them")
+    method = "GET" if request.method == "HEAD" else request.method
+    if method not in methods:
+        allowed = ", ".join(methods)
+        raise HTTPError(405, f"{route(request)} takes {allowed}", {"Allow": allowed})
+    return methods[method]
 
 
 # ── Who may ask ───────────────────────────────────────────────────────────────────────────────────

@@ -380,17 +380,7 @@ class Model:
 
     def __repr__(self) -> str:
         """The fields that say something, each shortened, so that a terminal shows it whole."""
-        shown = []
-        for each in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, each.name)
-            if is_required(each) or value != each.default and value != {}:
-                shown.append(f"{each.name}={SHORT.repr(value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-SHORT = reprlib.Repr()
-SHORT.maxstring = 160
-SHORT.maxother = 1_200  # an observation within a result
+        return shorten(self)
 
 
 @dataclass(kw_only=True)
@@ -1183,10 +1173,7 @@ class Session:
         begin = time.monotonic()
         observation = await self.methods.call("step", action, timeout_s=timeout_s)
         self.steps += 1
-        task = getattr(observation, "task_id", None) or "-"
-        ms = 1_000 * (time.monotonic() - begin)
-        words = "session %s: step %d, task %s, %.1f ms, reward %s"
-        log.debug(words, self.id[:6], self.steps, task, ms, observation.reward)
+        log_step(self, observation, time.monotonic() - begin)
         return observation
 
     async def close(self) -> None:
@@ -1235,6 +1222,7 @@ class Server:
         self.sessions = SessionTable(service)
         self.gate = Gate(service)
         self.listener = Listener(self)
+        self.documents = documents_of(service)
 
     @property
     def port(self) -> int:
@@ -1278,10 +1266,6 @@ class Server:
 
     async def get_document(self, request: Request) -> Reply:
         return self.documents[route(request)]
-
-    @functools.cached_property
-    def documents(self) -> dict[str, Reply]:
-        return documents_of(self.service)
 
     async def redirect_to_docs(self, request: Request) -> Reply:
         """A relative redirect, because a proxy may serve us below a prefix that only it knows."""
@@ -1392,11 +1376,8 @@ def serve(
     when the address cannot be had.
     """
     options.setdefault("name", getattr(environment, "__name__", "environment"))
-    for name, model, method in (("observation", observation, "step"), ("state", state, "state")):
-        model = model or returned_type(environment, method)
-        if is_dataclass(model):
-            options[name] = model
-    service = Service(factory=environment, action=action, **options)
+    models = find_models(environment, observation, state)
+    service = Service(factory=environment, action=action, **models, **options)
     asyncio.run(run_until_signal(service, host, port))
 
 
@@ -1433,15 +1414,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 # ── serve ─────────────────────────────────────────────────────────────────────────────────────────
-
-SERVE_EXAMPLES = """\
-Each flag is an environment variable, too: --step-timeout is PYTHON_ENV_STEP_TIMEOUT (and
---max-sessions also MAX_CONCURRENT_ENVS). PYTHON_ENV_TOKEN has none, because others can see flags:
-where it is set, clients have to send 'Authorization: Bearer TOKEN'.
-
-  python-env serve --tasks tasks.jsonl --max-sessions 64
-  curl http://127.0.0.1:8000/step -d '{"action": {"code": "1 + 1"}}'
-"""
 
 
 def add_serve(commands: Any) -> None:
@@ -1521,13 +1493,6 @@ async def serve_python(given: argparse.Namespace) -> None:
 
 # ── check ─────────────────────────────────────────────────────────────────────────────────────────
 
-CHECK_EXAMPLES = """\
-Exit code 1 if a row is of no use. Rows whose reference passes only where it is judged inside are
-named, too: give those a column "judge": "inside", or serve all with --judge inside.
-
-  python-env check tasks.jsonl --preload numpy
-"""
-
 
 def add_check(commands: Any) -> None:
     parser = commands.add_parser(
@@ -1558,13 +1523,6 @@ def run_check(given: argparse.Namespace) -> int:
 
 
 # ── demo ──────────────────────────────────────────────────────────────────────────────────────────
-
-ALMOST_RIGHT = """\
-def means(values, size):
-    runs = [values[i:i + size] for i in range(0, len(values), size)]
-    return [sum(run) / len(run) for run in runs]
-print(means([1, 2, 3, 4, 9], 2))"""
-RIGHT = ALMOST_RIGHT.replace("):", "):\n    if size < 1: raise ValueError(size)", 1)
 
 
 def add_demo(commands: Any) -> None:
@@ -2346,6 +2304,22 @@ class Progress:
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
+# ── Showing a model ───────────────────────────────────────────────────────────────────────────────
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = 160
+SHORT.maxother = 1_200  # an observation within a result
+
+
+def shorten(model: Any) -> str:
+    shown = []
+    for each in dataclasses.fields(model):
+        value = getattr(model, each.name)
+        if is_required(each) or value != each.default and value != {}:
+            shown.append(f"{each.name}={SHORT.repr(value)}")
+    return f"{type(model).__name__}({', '.join(shown)})"
+
+
 # ── Finding a task ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -2511,6 +2485,32 @@ def warn_of_unknown_variables() -> None:
         if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
             near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
             log.warning("the variable %s means nothing; did you mean %s?", name, near)
+
+
+# ── What the commands say and play ────────────────────────────────────────────────────────────────
+
+SERVE_EXAMPLES = """\
+Each flag is an environment variable, too: --step-timeout is PYTHON_ENV_STEP_TIMEOUT (and
+--max-sessions also MAX_CONCURRENT_ENVS). PYTHON_ENV_TOKEN has none, because others can see flags:
+where it is set, clients have to send 'Authorization: Bearer TOKEN'.
+
+  python-env serve --tasks tasks.jsonl --max-sessions 64
+  curl http://127.0.0.1:8000/step -d '{"action": {"code": "1 + 1"}}'
+"""
+
+CHECK_EXAMPLES = """\
+Exit code 1 if a row is of no use. Rows whose reference passes only where it is judged inside are
+named, too: give those a column "judge": "inside", or serve all with --judge inside.
+
+  python-env check tasks.jsonl --preload numpy
+"""
+
+ALMOST_RIGHT = """\
+def means(values, size):
+    runs = [values[i:i + size] for i in range(0, len(values), size)]
+    return [sum(run) / len(run) for run in runs]
+print(means([1, 2, 3, 4, 9], 2))"""
+RIGHT = ALMOST_RIGHT.replace("):", "):\n    if size < 1: raise ValueError(size)", 1)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3300,6 +3300,12 @@ class Methods:
             self.thread.shutdown(wait=False)
 
 
+def log_step(session: Session, observation: Observation, seconds: float) -> None:
+    task = getattr(observation, "task_id", None) or "-"
+    words = "session %s: step %d, task %s, %.1f ms, reward %s"
+    log.debug(words, session.id[:6], session.steps, task, 1_000 * seconds, observation.reward)
+
+
 @functools.lru_cache(1_024)
 def keywords_of(function: Callable[..., Any]) -> Collection[str] | None:
     """The names of its parameters; None: it takes any keyword."""
@@ -3316,11 +3322,16 @@ def no_stop(function: Callable[[], Any]) -> Any:
         raise RuntimeError("the environment raised StopIteration") from error
 
 
-def returned_type(environment: Any, method: str) -> Any:
-    """What an environment's method returns, say its annotations; None: they do not."""
-    function = getattr(environment, method, serve)
-    hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
-    return hints.get("return")
+def find_models(environment: Any, observation: Any, state: Any) -> dict[str, Any]:
+    """The models of an environment: those that are given, or what its methods say they return."""
+    models = {}
+    for name, model, method in (("observation", observation, "step"), ("state", state, "state")):
+        function = getattr(environment, method, serve)
+        hints = typing.get_type_hints(getattr(function, "fget", function))  # a property has one
+        model = model or hints.get("return")
+        if is_dataclass(model):
+            models[name] = model
+    return models
 
 
 # ── The table of sessions ─────────────────────────────────────────────────────────────────────────
@@ -4079,36 +4090,32 @@ class Link(Wire):
         self.ws_url = f"ws{secure}://{match['rest']}/ws"
 
     def ask(self, text: str, wait_s: float, connect_s: float, is_new: bool) -> dict:
-        """Connect where that is needed, and exchange `text`, if any, for its reply's data.
+        """Connect where that is needed, and exchange `text`, if any, for its reply's data. While
+        the server is full or starting, it is tried again, for connect_s.
 
         `is_new`: whether it may be the first message of another session.
         """
         with self.turn():
             if self.lost and not is_new:
                 raise ConnectionFailed(self.lost)
-            was_connected = self.connection is not None
-            try:
-                return self.exchange_when_open(text, wait_s, connect_s)
-            except ConnectionFailed:
-                # The session idled too long, or the server restarted. A reset loses nothing by it.
-                if not is_new or not was_connected:
-                    raise
-            return self.exchange_when_open(text, wait_s, connect_s)
-
-    def exchange_when_open(self, text: str, wait_s: float, connect_s: float) -> dict:
-        """While the server is full or starting, it is tried again."""
-        end = time.monotonic() + connect_s
-        while True:
-            left_s = end - time.monotonic()
-            try:
-                if not self.connection:
-                    self.open(max(left_s, 1.0))
-                return self.exchange(text, wait_s) if text else {}
-            except PythonEnvError as error:
-                if error.retry_s is None or left_s <= 0:
-                    raise
-                log.debug("%s; trying again for %.0f s", error, left_s)
-                time.sleep(min(error.retry_s, left_s))
+            may_be_stale = is_new and self.connection is not None
+            end = time.monotonic() + connect_s
+            while True:
+                left_s = end - time.monotonic()
+                try:
+                    if not self.connection:
+                        self.open(max(left_s, 1.0))
+                    return self.exchange(text, wait_s) if text else {}
+                except PythonEnvError as error:
+                    if may_be_stale and isinstance(error, ConnectionFailed):
+                        # It idled too long, or the server restarted. A reset loses nothing by it.
+                        may_be_stale = False
+                        end = time.monotonic() + connect_s
+                    elif error.retry_s is None or left_s <= 0:
+                        raise
+                    else:
+                        log.debug("%s; trying again for %.0f s", error, left_s)
+                        time.sleep(min(error.retry_s, left_s))
 
     def open(self, timeout_s: float) -> None:
         """Connect; where a server of ours has ended, to another one."""
@@ -5137,7 +5144,6 @@ def unnamed_bytes(pid: int) -> int:
 Step = tuple[str, str | None]  # code and standard input
 
 ATTEMPTS = 3  # at a step, while processes die by no doing of the code's
-KILLED = "the worker was killed from outside"
 REPLAY_FAILED = (
     "The episode's code took too long, or died, when it was replayed for this step: the episode is"
     " over."
@@ -5151,9 +5157,12 @@ class Attempt(NamedTuple):
     stdout: str = ""
     stderr: str = ""
     verdict: Verdict | None = None  # None: not judged
-    void: str = ""  # why it does not count: a process died, and not by the code's doing
     note: str = ""  # for the feedback: what became of the interpreter, or of the code
     is_last: bool = False  # the episode cannot go on
+
+
+class JudgeDied(ExecutionError):
+    """By itself, or was killed from outside; so the grading failed, and there is no reward."""
 
 
 class Grader:
@@ -5210,22 +5219,21 @@ class Grader:
         too_long = self.refuse_code(action.code)
         if too_long:
             return Attempt(Outcome(exit_code=1), stderr=too_long, note=too_long)
-        attempt = Attempt(TAKEN, void=KILLED)
+        attempt = Attempt(TAKEN)
         for turn in range(ATTEMPTS):
             if turn:
                 self.release_worker()
                 await asyncio.sleep(self.limits.sample_s)
             try:
                 attempt = await self.attempt(action, seconds)
-                if not attempt.void:
-                    break
-            except FactoryError:
+            except (FactoryError, JudgeDied):
                 if turn == ATTEMPTS - 1:
                     raise
-        # A worker that was killed at every attempt is taken for the code's own death (it may
-        # use up the machine's memory): so it earns 0. Any other process's death is ours.
-        if attempt.void and not attempt.outcome.taken:
-            raise ExecutionError(f"the grading failed, hence no reward: {attempt.void}")
+            else:
+                # Killed from outside at every attempt, a worker is taken to have died by the code's
+                # doing (it may use up the machine's memory): so that earns 0.
+                if not (attempt.outcome.taken and self.task.is_judged):
+                    break
         attempt = attempt._replace(note=self.news)
         self.news = ""
         self.refuse_fault(attempt.verdict.fault if attempt.verdict else "")
@@ -5257,7 +5265,7 @@ class Grader:
         worker = await self.ready_worker()
         replay = await self.replay_outcome()
         if replay.taken:
-            return Attempt(TAKEN, void=KILLED)
+            return Attempt(replay)
         if replay.died or replay.timed_out:
             verdict = Verdict(sentence=REPLAY_FAILED)
             return Attempt(Outcome(exit_code=1), verdict=verdict, is_last=True)
@@ -5275,9 +5283,7 @@ class Grader:
         attempt = Attempt(outcome, stdout, stderr)
         if outcome.died:
             self.sandbox.counters["worker_deaths"] += 1
-        if outcome.taken and task.is_judged:
-            return attempt._replace(void=KILLED)
-        if task.pairs:
+        if task.pairs and not outcome.taken:
             return attempt._replace(verdict=await self.judge_pairs(action.code, seconds))
         if not task.tests or outcome.timed_out or outcome.died:
             return attempt
@@ -5290,9 +5296,11 @@ class Grader:
             else:
                 verdict = await self.judge.grade(worker, task, left, self.seed)
         except BROKEN as error:
-            return attempt._replace(void=f"the judge died: {error}")
+            raise JudgeDied(
+                f"the grading failed, hence no reward: the judge died: {error}"
+            ) from None
         if verdict.broken and await worker.was_taken():
-            return attempt._replace(outcome=TAKEN, void=KILLED)
+            return attempt._replace(outcome=TAKEN)
         self.transcript.append((action.code, action.stdin))
         return attempt._replace(verdict=verdict)
 

@@ -53,11 +53,12 @@ The life of a graded step
 
 Where to look
 -------------
-Part I, the environment: 1 errors and limits, 2 models, 3 tasks, 4 environment, 5 client, 6 server,
-7 command line. Read it like a story. Part II, the engine room, each chapter a closed box: 8 models
-and tasks at work (validation, JSON schema, task formats, check), 9 HTTP/1.1, the messages' meaning,
-the WebSocket pump, 10 the client's connection, Docker and the Hub, 11 sandbox, 12 worker program
-(isolation: the system calls, wire, tests, judge, zygote), 13 the page and the built-in tasks.
+Part I, the environment, reads like a story: 1 errors and limits, 2 models, 3 tasks, 4 environment,
+5 client, 6 server, 7 command line. Part II is the engine room, each chapter a closed box: 8 models
+and tasks at work (validation, JSON schema, task formats and files, check, flags), 9 HTTP/1.1, the
+messages' meaning, WebSockets, the table of sessions, 10 the client's connection, its embedded
+server, Docker and the Hub, 11 sandbox and grading, 12 worker program (isolation: the system calls,
+wire, tests, judge, zygote), 13 the page and the built-in tasks.
 Beside the file: test_judging.py holds the attacks and forgeries, to which five lines add one.
 """
 
@@ -198,8 +199,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("python_env")
-QUIET = logging.getLogger("python_env.websocket")  # websockets would report each connection here
-QUIET.setLevel(logging.WARNING)
 
 # Part I: the environment
 
@@ -472,10 +471,6 @@ class Pair(NamedTuple):
         return printed_lines(stdout) == printed_lines(self.expected)
 
 
-def printed_lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().split("\n")]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One exercise: a prompt to read, and tests to pass.
@@ -579,13 +574,8 @@ def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str
     `skip_bad` those are logged and left out.
     """
     tasks, bad = read_tasks(Path(path))
-    if bad and not skip_bad:
-        shown = "; ".join(bad[:20]) + ("; …" if len(bad) > 20 else "")
-        raise InvalidRequest(f"tasks file {path}: {len(bad)} bad lines: {shown}")
-    for words in bad[:20]:
-        log.warning("tasks file %s: left out: %s", path, words)
     if bad:
-        log.warning("tasks file %s: %d of its lines were left out", path, len(bad))
+        report_bad_lines(path, bad, skip_bad)
     if not tasks:
         raise InvalidRequest(f"tasks file {path}: no tasks: expected one JSON object a line")
     return tasks
@@ -648,7 +638,6 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
     """A session of Python code in an interpreter of its own, judged by hidden tests.
 
     These are the rules of the game; the processes that play it are the Grader's (chapter 11).
-
     tasks: by task_id. turn: counts the episodes of all sessions, so that tasks rotate where nobody
     chooses one. judge: "inside" runs the tests of all tasks where the code ran.
     """
@@ -687,19 +676,15 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
     def choose_task(self, options: PythonResetRequest, row: dict[str, Any]) -> Task:
         """The task in the row, the one that is named, or the next (by seed: a fixed one)."""
-        known = {field.name for field in dataclasses.fields(options)}
-        columns = {name: value for name, value in row.items() if name not in known}
-        if any(columns.get(name) for name in TESTS):
-            columns["task_id"] = row.get("task_id")
-            return Task.from_row(columns)
+        if any(row.get(name) for name in TESTS):
+            return Task.from_row(row)
         if options.task_id is not None:
             return find_task(self.tasks, task_id_of({"task_id": options.task_id}, ""))
+        columns = {name: row[name] for name in row if name not in field_types(PythonResetRequest)}
         if any(value is not None for value in columns.values()):
             raise InvalidRequest(describe_no_tests(columns))
-        if options.seed is None:
-            turn = next(self.turn)
-        else:
-            turn = random.Random(options.seed).randrange(2**32)
+        seed = options.seed
+        turn = next(self.turn) if seed is None else random.Random(seed).randrange(2**32)
         names = [*self.tasks]
         return self.tasks[names[turn % len(names)]]
 
@@ -708,7 +693,6 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
 
         `timeout_s` (seconds) counts where the action names none. Then step() may come again, unless
         `done`, and reset() always.
-
         Raises InvalidRequest (the action asks for too much time; the step does not count),
         FactoryError, and ExecutionError when the grading itself failed, or the task is at fault:
         that must not teach a model anything, so there is no reward then.
@@ -777,12 +761,6 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         self.grader.close()
 
 
-SANDBOX_REFUSED = (
-    "The sandbox refused something: code here has no network, starts no processes, and opens no"
-    " files but those in its own folder, and Python's to read."
-)
-
-
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 # 5. Client
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
@@ -794,8 +772,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
     """A synchronous client of any OpenEnv server; one connection is one session there.
 
     base_url: http(s):// or ws(s)://, with or without a path prefix.
-    connect_timeout_s: seconds to connect, in which a server that is full, waking or restarting is
-        tried again.
+    connect_timeout_s: seconds to connect; a server that is full or starting is tried again.
     message_timeout_s: seconds for a reply; a step's own timeout_s is added to it.
     headers, token: sent when connecting; the token as `Authorization: Bearer`.
     ssl: an ssl.SSLContext for https, as one that knows a CA of your own; None: Python's default.
@@ -804,9 +781,8 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
     a fork the child connects anew at its first reset(), and its close() leaves alone what is the
     parent's.
 
-    Observations and states are dicts, or what a subclass sets as `observation_model` and
-    `state_model` (dataclasses); or it overrides `_step_payload`, `_parse_result` and
-    `_parse_state`, as OpenEnv's own clients do.
+    Observations and states are dicts, or the dataclasses that a subclass sets as models; or it
+    overrides `_step_payload`, `_parse_result` and `_parse_state`, as OpenEnv's own clients do.
     """
 
     observation_model: type[ObservationT] | None = None
@@ -868,11 +844,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         payload = self._step_payload(action)
         if timeout_s is not None and payload.get("timeout_s") is None:
             payload["timeout_s"] = timeout_s
-        more_s = payload.get("timeout_s")
-        # Whether the seconds make sense is the server's to say; here they must not do harm.
-        if not isinstance(more_s, int | float):
-            more_s = 0.0
-        return self._parse_result(self._ask("step", payload, max(0.0, min(more_s, 86_400.0))))
+        return self._parse_result(self._ask("step", payload, more_seconds(payload)))
 
     def state(self) -> StateT:
         """The episode's state, at any time."""
@@ -1065,18 +1037,15 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         workers: int = 8,
         **columns: Any,
     ) -> list[float | None]:
-        """The reward (0..1) of each completion, or None where there is no verdict.
+        """The reward (0..1) of each completion; None: no verdict, because the row is no task, its
+        tests are at fault, or the server is gone (tried three times). The log says why.
 
         A completion is text or chat messages; its code is what extract_code() finds, or goes on
-        from its row's prompt as in HumanEval. columns: lists as long as `completions`, as a batch
-        of a data set has them: `task_id`, or the columns of a task; what is no list, or none of
-        these, is passed over. prompts: stands for a column `prompt`. workers: sessions at once,
-        kept for the next call until close(). So a trainer takes it as it is:
-        `reward_funcs=[env.score]`.
-
-        None: the row is no task, its tests are at fault, or the server is gone (tried three times);
-        the log says why. Raises InvalidRequest when no column brings tasks at all, or one of them
-        has another length.
+        from its row's prompt as in HumanEval. columns: lists as long as `completions`: `task_id`,
+        or the columns of a task; all else is passed over. prompts: stands for a column `prompt`.
+        workers: sessions at once, kept for the next call until close(). A trainer takes it as it
+        is: `reward_funcs=[env.score]`. Raises InvalidRequest when no column brings tasks at all,
+        or one of them has another length.
         """
         if prompts is not None:
             columns["prompt"] = prompts
@@ -1086,11 +1055,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     def tasks(self) -> list[dict[str, Any]]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
-        url = f"{self.base_url}/tasks"
-        try:
-            return get_json(url, self.headers, self.message_timeout_s, self._wire.ssl)["tasks"]
-        except Exception as error:  # whatever it is that answers there  # noqa: BLE001
-            raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
+        return self._wire.list_tasks(self.message_timeout_s)
 
     def close(self) -> None:
         """End the session, those of score(), and the embedded server; may be called again."""
@@ -1210,11 +1175,8 @@ class Service:
 
 
 class Server:
-    """`await start()`, `port`, `await close()`: the routes, and what they answer.
-
-    Chapter 9 has what carries them: the listener reads requests and writes replies, the gate says
-    who may ask, the table has the sessions.
-    """
+    """`await start()`, `port`, `await close()`: the routes, and what they answer. The table of the
+    sessions, the gate (who may ask) and the listener (requests, replies) are in chapter 9."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -1385,8 +1347,6 @@ def serve(
 # 7. Command line
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
-# A command is a function that adds its parser, and one that runs it and returns the exit status.
-
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status. 2: something that was given is wrong."""
@@ -1401,6 +1361,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """A command is a function that adds its parser, and one that runs it: the exit status."""
     parser = argparse.ArgumentParser(
         prog="python-env",
         description="An OpenEnv environment for writing Python. Its rewards cannot be forged.",
@@ -1485,8 +1446,7 @@ async def serve_python(given: argparse.Namespace) -> None:
             isolation=sandbox.isolation,
             counters=lambda: sandbox.counters,
         )
-        stdin = sys.stdin if given.exit_with_stdin else None
-        await run_until_signal(service, given.host, given.port, stdin)
+        await run_until_signal(service, given.host, given.port, given.exit_with_stdin)
     finally:
         await sandbox.close()
 
@@ -1512,13 +1472,7 @@ def run_check(given: argparse.Namespace) -> int:
     tasks, bad = read_tasks(Path(given.file))
     rows = [BadRow("", words) for words in bad]
     rows += asyncio.run(check_tasks([*tasks.values()], given.preload))
-    total = len(tasks) + len(bad)
-    if given.json:
-        print(json.dumps({"rows": total, "bad": [row._asdict() for row in rows]}))
-        return int(bool(rows))
-    for row in rows:
-        print(f"{row.task_id}: {row.reason}".removeprefix(": "))
-    print(paint(f"{total - len(rows)} of {total} rows are sound", not rows))
+    print_report(len(tasks) + len(bad), rows, given.json)
     return int(bool(rows))
 
 
@@ -2388,6 +2342,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
 
 
+def printed_lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def report_bad_lines(path: str | os.PathLike[str], bad: list[str], skip_bad: bool) -> None:
+    if not skip_bad:
+        shown = "; ".join(bad[:20]) + ("; …" if len(bad) > 20 else "")
+        raise InvalidRequest(f"tasks file {path}: {len(bad)} bad lines: {shown}")
+    for words in bad[:20]:
+        log.warning("tasks file %s: left out: %s", path, words)
+    log.warning("tasks file %s: %d of its lines were left out", path, len(bad))
+
+
 def read_columns(read: Callable[[Columns], Columns], columns: Columns) -> Columns:
     """What a format's function makes of them. Raises InvalidRequest, whatever it raises."""
     try:
@@ -2485,6 +2452,16 @@ def warn_of_unknown_variables() -> None:
         if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
             near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
             log.warning("the variable %s means nothing; did you mean %s?", name, near)
+
+
+def print_report(total: int, bad: list[BadRow], as_json: bool) -> None:
+    """What `check` found."""
+    if as_json:
+        print(json.dumps({"rows": total, "bad": [row._asdict() for row in bad]}))
+        return
+    for row in bad:
+        print(f"{row.task_id}: {row.reason}".removeprefix(": "))
+    print(paint(f"{total - len(bad)} of {total} rows are sound", not bad))
 
 
 # ── What the commands say and play ────────────────────────────────────────────────────────────────
@@ -3528,6 +3505,8 @@ class Gate:
 # ── Connections ───────────────────────────────────────────────────────────────────────────────────
 
 GOODBYE_S = 1.0  # that a peer has to read the last words and to close its side
+QUIET = logging.getLogger("python_env.websocket")  # websockets would report each connection here
+QUIET.setLevel(logging.WARNING)
 
 
 class Listener:
@@ -3645,9 +3624,9 @@ def documents_of(service: Service) -> dict[str, Reply]:
 
 
 async def run_until_signal(
-    service: Service, host: str, port: int, stdin: TextIO | None = None
+    service: Service, host: str, port: int, exit_with_stdin: bool = False
 ) -> None:
-    """Serve until SIGTERM or SIGINT, or the end of `stdin` where it is given."""
+    """Serve until SIGTERM or SIGINT, or until a line or the end of the standard input."""
     import resource  # which Windows does not have, where the client runs, too
 
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -3663,8 +3642,8 @@ async def run_until_signal(
         where = f"[{host}]" if ":" in host else host
         url = f"http://{where}:{server.port}"
         print(f"{service.name} on {url} (isolation: {reached or 'none'})", flush=True)
-        if stdin:
-            loop.add_reader(stdin, stop.set)
+        if exit_with_stdin:
+            loop.add_reader(sys.stdin, stop.set)
         await stop.wait()
     finally:
         await server.close()
@@ -4155,6 +4134,13 @@ class Link(Wire):
         self.lost = ""
         keep_alive(self.connection.socket)
 
+    def list_tasks(self, timeout_s: float) -> list[dict[str, Any]]:
+        url = f"{self.base_url}/tasks"
+        try:
+            return get_json(url, self.headers, timeout_s, self.ssl)["tasks"]
+        except Exception as error:  # whatever it is that answers there  # noqa: BLE001
+            raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
+
     def start_server(self, server: EmbeddedServer) -> None:
         self.server = server
         self.aim(server.start(self.cleanup))
@@ -4183,6 +4169,13 @@ def message_text(kind: str, data: dict, most: int | None) -> str:
     if most and len(text) > most:
         raise InvalidRequest(f"{kind}: has {len(text):,} bytes as JSON; the limit is {most:,}")
     return text
+
+
+def more_seconds(action: Mapping[str, Any]) -> float:
+    """That its step may take. Whether they make sense is the server's to say; here they must not do
+    harm."""
+    seconds = action.get("timeout_s")
+    return max(0.0, min(seconds, 86_400.0)) if isinstance(seconds, int | float) else 0.0
 
 
 def cut_code(code: Any) -> Any:
@@ -5147,6 +5140,10 @@ ATTEMPTS = 3  # at a step, while processes die by no doing of the code's
 REPLAY_FAILED = (
     "The episode's code took too long, or died, when it was replayed for this step: the episode is"
     " over."
+)
+SANDBOX_REFUSED = (
+    "The sandbox refused something: code here has no network, starts no processes, and opens no"
+    " files but those in its own folder, and Python's to read."
 )
 
 

@@ -495,14 +495,14 @@ class Task:
     facts: Facts | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        most = LIMITS.source_bytes
         for name, text in self.sources().items():
             if not isinstance(text, str):
                 raise InvalidRequest(f"{name} must be a string, not {type(text).__name__}")
             if re.search(r"[\ud800-\udfff]", text):
                 raise InvalidRequest(f"{name} must be text for UTF-8: it has lone surrogates")
             size = len(text.encode())
-            if size > LIMITS.source_bytes:
-                most = LIMITS.source_bytes
+            if size > most:
                 raise InvalidRequest(f"{name} has {size:,} bytes; the limit is {most:,}")
         if self.judge not in ("apart", "inside"):
             raise InvalidRequest(f"judge: expected 'apart' or 'inside', got {echo(self.judge)!r}")
@@ -568,11 +568,8 @@ def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
 
 
 def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str, Task]:
-    """The tasks of a JSONL file (gzipped if its name ends in .gz) by task_id.
-
-    Raises InvalidRequest that names the file and all bad lines, each with the reason; with
-    `skip_bad` those are logged and left out.
-    """
+    """The tasks of a JSONL file (gzipped if its name ends in .gz) by task_id. Raises InvalidRequest
+    with all bad lines, each with the reason; `skip_bad` logs those and leaves them out."""
     tasks, bad = read_tasks(Path(path))
     if bad:
         report_bad_lines(path, bad, skip_bad)
@@ -585,20 +582,19 @@ REPL = Task(task_id="repl", prompt="A Python interpreter that keeps its state. T
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 4. Environment: reset, step, judge
+# 4. Environment: reset, step, reward
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
 
 class Environment(Generic[ActionT, ObservationT]):
     """Subclass it to write an environment; the server makes one for each session.
 
-    The methods may be coroutines, which run inline in the server's event loop, or plain functions,
-    which run in a thread. reset() may take other keywords as well: a client's reset(**options)
-    brings them. Raise InvalidRequest for a wrong argument, ExecutionError for a bad moment; neither
-    ends the session. The server sees to the order of calls: no step before a reset or after done.
+    The methods may be coroutines (hence Any), which run inline in the server's event loop, or plain
+    functions, which run in a thread. reset() may take other keywords as well: a client's
+    reset(**options) brings them. Raise InvalidRequest for a wrong argument, ExecutionError for a
+    bad moment; neither ends the session. The server sees to the order of calls: no step before a
+    reset or after done.
     """
-
-    # The types below say what a call comes to; Any, because it may come by a coroutine.
 
     def reset(self, **options: Any) -> Any:
         """Begin an episode and return its first observation. `options`: `seed` (an int, for a
@@ -824,11 +820,9 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
     def reset(
         self, *, seed: int | None = None, episode_id: str | None = None, **options: Any
     ) -> StepResult[ObservationT]:
-        """Begin an episode, on a new connection where the old one is gone.
-
-        options: what the environment takes besides; None is not sent. Raises ServerError (refused),
-        ReplyTimeout or ConnectionFailed.
-        """
+        """Begin an episode, on a new connection where the old one is gone. options: what the
+        environment takes besides; None is not sent. Raises ServerError (refused), ReplyTimeout or
+        ConnectionFailed."""
         options |= {"seed": seed, "episode_id": episode_id}
         given = {name: value for name, value in options.items() if value is not None}
         return self._parse_result(self._ask("reset", given))
@@ -836,11 +830,9 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
     def step(
         self, action: ActionT | dict[str, Any], *, timeout_s: float | None = None
     ) -> StepResult[ObservationT]:
-        """Take one step. `timeout_s` (seconds) counts where the action has none of its own.
-
-        Raises ServerError (refused; the session goes on), ReplyTimeout or ConnectionFailed (the
-        session is lost: reset() begins another).
-        """
+        """Take one step. `timeout_s` (seconds) counts where the action has none of its own. Raises
+        ServerError (refused; the session goes on), ReplyTimeout or ConnectionFailed (the session is
+        lost: reset() begins another)."""
         payload = self._step_payload(action)
         if timeout_s is not None and payload.get("timeout_s") is None:
             payload["timeout_s"] = timeout_s
@@ -945,8 +937,7 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
         done = payload.get("done", False)
         observation = payload.get("observation", {})
         if self.observation_model:
-            model = self.observation_model
-            observation = build_known(model, observation, reward=reward, done=done)
+            observation = build_known(self.observation_model, observation, reward=reward, done=done)
         return StepResult(observation, reward, done, payload.get("metadata"))
 
     def _parse_state(self, payload: dict) -> Any:
@@ -966,10 +957,9 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
     """The client of a python_env server; PythonEnv() without a URL brings a server of its own.
 
     That one is a child process on a free loopback port (on Linux only), which has 30 seconds to
-    start, or connect_timeout_s if that is more. It ends with close(), with this process, and when
-    this process crashes; should it die before, the next reset() starts it again. `tasks`: a task
-    file for it, as `--tasks` takes; `server_args`: more of its flags; `options`: those of
-    EnvClient.
+    start, or connect_timeout_s if that is more. It ends with close() and with this process, however
+    that ends; should it die before, the next reset() starts it again. `tasks`: a task file for it,
+    as `--tasks` takes; `server_args`: more of its flags; `options`: those of EnvClient.
     """
 
     observation_model = PythonObservation
@@ -1025,9 +1015,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
 
     def _step_payload(self, action: Any) -> dict[str, Any]:
         payload = super()._step_payload(action)
-        if "code" in payload:
-            payload["code"] = cut_code(payload["code"])
-        return payload
+        return payload | cut_code(payload.get("code"))
 
     def score(
         self,
@@ -1104,11 +1092,9 @@ class Session:
         self.socket: WebSocket | None = None  # the one that is attached
 
     async def call(self, kind: str, data: Data, timeout_s: float | None = None) -> Data:
-        """Carry out a "reset", "step" or "state"; returns what the reply's `data` shall be.
-
+        """Carry out a "reset", "step" or "state"; returns what the reply's `data` shall be. A
         `timeout_s` goes to a step() that takes it. Raises what the environment does, and
-        ExecutionError for a step at the wrong moment, InvalidRequest for wrong data.
-        """
+        ExecutionError for a step at the wrong moment, InvalidRequest for wrong data."""
         self.calls += 1
         try:
             async with self.turn:
@@ -1184,7 +1170,6 @@ class Server:
         self.sessions = SessionTable(service)
         self.gate = Gate(service)
         self.listener = Listener(self)
-        self.documents = documents_of(service)
 
     @property
     def port(self) -> int:
@@ -1202,11 +1187,8 @@ class Server:
         """The answer to a request, errors included; by one handler a route."""
         try:
             self.gate.check_site(request, self.listener.loopback)
-            if request.method == "OPTIONS":  # a browser asks so before another site's request
-                reply = Reply(b"", headers=PREFLIGHT)
-            else:
-                self.gate.check_token(request)
-                reply = await find_handler(request)(self, request)
+            self.gate.check_token(request)
+            reply = await find_handler(request)(self, request)
         except Exception as error:  # noqa: BLE001
             reply = error_reply(as_ours(error))
         return self.gate.admit_origin(request, reply)
@@ -1228,6 +1210,10 @@ class Server:
 
     async def get_document(self, request: Request) -> Reply:
         return self.documents[route(request)]
+
+    @functools.cached_property
+    def documents(self) -> dict[str, Reply]:
+        return documents_of(self.service)  # not before: some models have no schema, yet are served
 
     async def redirect_to_docs(self, request: Request) -> Reply:
         """A relative redirect, because a proxy may serve us below a prefix that only it knows."""
@@ -1416,9 +1402,7 @@ def add_serve(commands: Any) -> None:
 
 def run_serve(given: argparse.Namespace) -> int:
     logging.basicConfig(level=given.log_level, format="%(asctime)s %(levelname)s %(message)s")
-    if given.host in ("0.0.0.0", "::") and not os.environ.get("PYTHON_ENV_TOKEN"):
-        log.warning("whoever reaches %s may use it: PYTHON_ENV_TOKEN is not set", given.host)
-    warn_of_unknown_variables()
+    warn_of_settings(given.host)
     asyncio.run(serve_python(given))
     return 0
 
@@ -2447,7 +2431,9 @@ def paint(text: str, is_good: bool) -> str:
     return f"\x1b[{32 if is_good else 33}m{text}\x1b[0m"
 
 
-def warn_of_unknown_variables() -> None:
+def warn_of_settings(host: str) -> None:
+    if host in ("0.0.0.0", "::") and not os.environ.get("PYTHON_ENV_TOKEN"):
+        log.warning("whoever reaches %s may use it: PYTHON_ENV_TOKEN is not set", host)
     for name in os.environ:
         if name.startswith("PYTHON_ENV_") and name not in VARIABLES:
             near = difflib.get_close_matches(name, VARIABLES, 1, 0)[0]
@@ -3427,12 +3413,27 @@ class SessionTable:
 # ── Routing ───────────────────────────────────────────────────────────────────────────────────────
 
 
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Session-Id, Mcp-Session-Id, "
+    "Mcp-Protocol-Version",
+    "Access-Control-Max-Age": "600",
+}
+
+
+async def answer_preflight(server: Server, request: Request) -> Reply:
+    """What a browser asks before it sends another site's request, and without a token."""
+    return Reply(b"", headers=PREFLIGHT)
+
+
 def route(request: Request) -> str:
     """The path, without a slash at its end."""
     return request.path.rstrip("/") or "/"
 
 
 def find_handler(request: Request) -> Callable[[Server, Request], Awaitable[Reply]]:
+    if request.method == "OPTIONS":
+        return answer_preflight
     methods = ROUTES.get(route(request))
     if methods is None:
         raise HTTPError(404, f"no route {request.path[:100]!r}: GET /docs lists them")
@@ -3444,13 +3445,6 @@ def find_handler(request: Request) -> Callable[[Server, Request], Awaitable[Repl
 
 
 # ── Who may ask ───────────────────────────────────────────────────────────────────────────────────
-
-PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Session-Id, Mcp-Session-Id, "
-    "Mcp-Protocol-Version",
-    "Access-Control-Max-Age": "600",
-}
 
 
 class Gate:
@@ -3479,7 +3473,7 @@ class Gate:
         return "*" in allowed or canonical(origin) in map(canonical, allowed)
 
     def check_token(self, request: Request) -> None:
-        if self.service.token is None or route(request) in PUBLIC:
+        if self.service.token is None or route(request) in PUBLIC or request.method == "OPTIONS":
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # A token that comes from a file has a newline at its end.
@@ -4178,13 +4172,13 @@ def more_seconds(action: Mapping[str, Any]) -> float:
     return max(0.0, min(seconds, 86_400.0)) if isinstance(seconds, int | float) else 0.0
 
 
-def cut_code(code: Any) -> Any:
-    """Code within the limit is never so long as JSON, and much more would be no message. One byte
-    too many is a step that earns nothing as well."""
+def cut_code(code: Any) -> dict[str, str]:
+    """Code that is too long for a message, cut: one byte over the limit earns nothing as well. Code
+    within the limit is never so long as JSON."""
     if not isinstance(code, str) or len(json.dumps(code)) <= 6 * LIMITS.code_bytes:
-        return code
+        return {}
     head = code.encode("utf-8", "replace")[: LIMITS.code_bytes + 3]
-    return head.decode("utf-8", "replace")
+    return {"code": head.decode("utf-8", "replace")}
 
 
 # ── The embedded server ───────────────────────────────────────────────────────────────────────────

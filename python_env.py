@@ -676,7 +676,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
             return Task.from_row(row)
         if options.task_id is not None:
             return find_task(self.tasks, task_id_of({"task_id": options.task_id}, ""))
-        columns = {name: row[name] for name in row if name not in field_types(PythonResetRequest)}
+        columns = {name: row[name] for name in row if name not in OPTIONS}
         if any(value is not None for value in columns.values()):
             raise InvalidRequest(describe_no_tests(columns))
         seed = options.seed

@@ -1379,6 +1379,8 @@ def add_serve(commands: Any) -> None:
     seconds = number(float, 0.1)
     most = os.environ.get("MAX_CONCURRENT_ENVS") or LIMITS.max_sessions  # OpenEnv's name for it
 
+    # A name, its default, what it is, and what reads it. A flag sets the limit of its name; limit()
+    # one of another.
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
     flag("port", 8_000, "port to listen on; 0: any free one", number(int, 0, 65_535))
     flag("tasks", None, "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format")
@@ -2383,12 +2385,12 @@ def add_flag(
 
 
 def add_limit(parser: argparse.ArgumentParser, name: str, limit: str, *more: Any) -> None:
-    """A flag that sets a limit of another name."""
+    """A flag that sets the field `limit` of Limits, which has its default."""
     add_flag(parser, name, getattr(LIMITS, limit), *more, dest=limit)
 
 
 def given_limits(given: argparse.Namespace) -> Limits:
-    """The limits with what the flags say."""
+    """The limits, with what the flags say of those whose names they have."""
     limits = dataclasses.replace(LIMITS, **only_known(Limits, vars(given)))
     return dataclasses.replace(
         limits,

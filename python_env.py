@@ -1491,7 +1491,7 @@ def run_demo(given: argparse.Namespace) -> int:
 # Part II: the engine room
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 8. Models and tasks at work: validation, JSON schema, the formats of tasks
+# 8. Models and tasks at work: validation, JSON schema, the formats of tasks, task files, flags
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
 UNIONS = (typing.Union, types.UnionType)
@@ -2479,7 +2479,7 @@ RIGHT = ALMOST_RIGHT.replace("):", "):\n    if size < 1: raise ValueError(size)"
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 9. HTTP/1.1, the messages' meaning, the WebSocket pump
+# 9. HTTP/1.1, the messages' meaning, the WebSocket pump, the table of sessions, the listener
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
 # RFC 9112; bare section numbers are its own. Where it lets a server mend or refuse, we refuse,
@@ -3646,7 +3646,7 @@ async def run_until_signal(
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 10. The client's connection, Docker and the Hub
+# 10. The client's connection, Docker and the Hub, the embedded server, the sessions of score()
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 
 # ── The connection ────────────────────────────────────────────────────────────────────────────────
@@ -4330,7 +4330,7 @@ def pull_image(image: str, timeout_s: float) -> None:
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
-# 11. Sandbox: the server's side of the processes
+# 11. Sandbox: the server's side of the processes, and how they grade a step
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 # The server never runs a candidate's code, reaps nobody but the zygote, and signals nobody: it asks
 # the zygote. Of a worker it believes nothing; of a judge, whose tests may be a client's, not much.

@@ -2541,14 +2541,20 @@ def run_demo(given: argparse.Namespace) -> int:
 UNIONS = (typing.Union, types.UnionType)
 
 
-# Kept, because Python evaluates the annotations' text each time.
 @functools.cache
-def field_types(model: type) -> dict:
+def fields_of(model: type) -> dict[str, dataclasses.Field]:
+    """Its fields by name, each with its type in place of the annotation's text, which Python would
+    evaluate each time."""
     try:
-        return typing.get_type_hints(model)
+        hints = typing.get_type_hints(model)
     except NameError:
         # A profiler runs this file as a __main__ of its own, which sys.modules does not have.
-        return typing.get_type_hints(model, localns=globals())
+        hints = typing.get_type_hints(model, localns=globals())
+    fields = {}
+    for each in dataclasses.fields(model):
+        each.type = hints[each.name]
+        fields[each.name] = each
+    return fields
 
 
 def is_required(each: dataclasses.Field) -> bool:
@@ -2561,7 +2567,7 @@ def to_dict(model: Any) -> dict:
 
 
 def only_known(model: Any, data: dict) -> dict:
-    return {name: data[name] for name in field_types(model) if name in data}
+    return {name: data[name] for name in fields_of(model) if name in data}
 
 
 def build_known(model: Any, data: dict, **more: Any) -> Any:
@@ -2652,17 +2658,17 @@ class Reader:
         if type(value) is not dict:
             return self.note("model_attributes_type", loc, "Input should be an object", value)
 
-        hints = field_types(model)
-        strange = [name for name in value if name not in hints]
+        fields = fields_of(model)
+        strange = [name for name in value if name not in fields]
         for name in strange[:MOST_FAULTS]:
             words = "Extra inputs are not permitted"
             self.note("extra_forbidden", (*loc, name), words, value[name])
         read = {}
-        for each in dataclasses.fields(model):
-            place = (*loc, each.name)
-            if each.name in value:
-                read[each.name] = self.read(hints[each.name], value[each.name], place)
-                self.check_bounds(each.metadata, read[each.name], place)
+        for name, each in fields.items():
+            place = (*loc, name)
+            if name in value:
+                read[name] = self.read(each.type, value[name], place)
+                self.check_bounds(each.metadata, read[name], place)
             elif is_required(each):
                 self.note("missing", place, "Field required", value)
         return None if self.faults else model(**read)
@@ -2759,8 +2765,9 @@ def json_schema(hint: Any) -> dict:
 
 def model_schema(model: Any) -> dict:
     properties = {}
-    for each in dataclasses.fields(model):
-        schema = json_schema(field_types(model)[each.name])
+    fields = fields_of(model).values()
+    for each in fields:
+        schema = json_schema(each.type)
         for name, value in each.metadata.items():
             keyword = BOUNDS[name].keyword if name in BOUNDS else name
             schema[keyword] = value
@@ -2772,7 +2779,7 @@ def model_schema(model: Any) -> dict:
         "title": model.__name__,
         "description": (inspect.getdoc(model) or "").partition("\n")[0],
         "properties": properties,
-        "required": [each.name for each in dataclasses.fields(model) if is_required(each)],
+        "required": [each.name for each in fields if is_required(each)],
         "additionalProperties": False,
     }
 

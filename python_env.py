@@ -3197,15 +3197,17 @@ def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
         got = type(completion).__name__
         raise InvalidRequest(f"completion: expected text or chat messages, got {got}")
     completion = completion.rpartition("</think>")[2]  # where a model only tried things
-    blocks = fenced_blocks(completion)
+    blocks = [*FENCED.finditer(completion)]
     if not blocks:
         return completion
     # A block without a language after one of Python is what the code prints, more often than not.
-    python = [block for block in blocks if block.language in ("py", "python", "python3")]
-    plain_ones = [block for block in blocks if not block.language]
+    python = [block for block in blocks if block["language"].lower() in PYTHON]
+    plain_ones = [block for block in blocks if not block["language"]]
     last = (python or plain_ones or blocks)[-1]
-    code = "".join(last.lines)
-    return textwrap.dedent(code) if last.indent else code
+    return textwrap.dedent(last["code"]) if last["indent"] else last["code"]
+
+
+PYTHON = ("py", "python", "python3")  # as Markdown calls it
 
 
 def complete_code(code: str, row: Mapping[str, Any]) -> str:
@@ -3235,13 +3237,14 @@ async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]
     """The tasks that are of no use, with the reasons; as many at once as there are processors."""
     sandbox = Sandbox(preload=preload)
     places = asyncio.Semaphore(os.cpu_count() or 1)
-    progress = Progress(len(tasks))
+    count = itertools.count(1)
+    started = time.monotonic()
     bad = []
 
     async def check(task: Task) -> None:
         async with places:
             reason = await find_flaw(sandbox, task)
-        progress.step()
+        show_progress(next(count), len(tasks), started)
         if reason:
             bad.append(BadRow(task.task_id, reason))
 
@@ -3250,7 +3253,7 @@ async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]
         await asyncio.gather(*map(check, tasks))
     finally:
         await sandbox.close()
-        progress.clear()
+        show_progress(len(tasks), len(tasks), started)
     return sorted(bad)
 
 
@@ -3282,27 +3285,17 @@ async def grade_once(
         await environment.close()
 
 
-class Progress:
-    """A bar on a terminal's standard error, with the rate and the time that is left."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self.started = time.monotonic()
-
-    def step(self) -> None:
-        self.done += 1
-        rate = self.done / max(1e-6, time.monotonic() - self.started)
-        bar = "█" * (30 * self.done // self.total)
-        left = (self.total - self.done) / rate
-        self.show(f"{bar:30} {self.done} of {self.total}, {rate:.1f} a second, {left:.0f} s left")
-
-    def clear(self) -> None:
-        self.show("")
-
-    def show(self, line: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+def show_progress(done: int, total: int, started: float) -> None:
+    """A bar on a terminal's standard error, with the rate and the time that is left; nothing in its
+    place when all is done."""
+    line = ""
+    if done < total:
+        rate = done / max(1e-6, time.monotonic() - started)
+        left = (total - done) / rate
+        bar = "█" * (30 * done // total)
+        line = f"{bar:30} {done} of {total}, {rate:.1f} a second, {left:.0f} s left"
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════

@@ -2821,6 +2821,12 @@ def text_of(columns: Columns, *names: str) -> str:
         if value:
             return value
     return ""
+def prompt_of(columns: Columns) -> str:
+    """What to do, and the code to begin with."""
+    parts = [text_of(columns, *PROMPTS), text_of(columns, "starter_code")]
+    return "\n\n".join(filter(None, parts))
+
+
 
 
 def solution_of(columns: Columns) -> str:
@@ -2882,10 +2888,8 @@ def read_humaneval(columns: Columns) -> Columns:
     above = code[: head.start()] if head else code
     above = above if is_code(above) else ""
     solution = solution_of(columns)
-    starter = text_of(columns, "starter_code")
-    prompt = text_of(columns, *PROMPTS)
     return {
-        "prompt": f"{prompt}\n\n{starter}" if starter else prompt,
+        "prompt": prompt_of(columns),
         "tests": tests,
         "setup": text_of(columns, "setup") or above,
         "helpers": "\n".join((above, text_of(columns, "helpers"))),
@@ -2938,32 +2942,30 @@ def read_mbpp(columns: Columns) -> Columns:
 
 def read_pairs(columns: Columns) -> Columns:
     """Inputs and outputs: of a function where one is named, and else of a whole program."""
-    cases = Cases()
     if "input_output" in columns:
         columns = columns | decode_json("input_output", columns["input_output"])
-    if "inputs" in columns or "outputs" in columns:
-        cases.add_lists(columns.get("inputs", []), columns.get("outputs", []))
-    for name in ("public_tests", "private_tests", "generated_tests"):  # CodeContests
-        lists = decode_json(name, columns.get(name, {}))
-        cases.add_lists(lists.get("input", []), lists.get("output", []))
-    for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
-        for case in decode_json(name, columns.get(name, [])):
-            cases.add_case(case)
+    cases = cases_of(columns)
+    if not cases:
+        raise InvalidRequest("no tests: not one pair of an input and an output")
     metadata = columns.get("metadata", {})
     if isinstance(metadata, str):
         metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
     function = columns.get("fn_name") or metadata.get("func_name", "")
-    starter = text_of(columns, "starter_code")
-    prompt = text_of(columns, *PROMPTS)
-    fields = {
-        "prompt": f"{prompt}\n\n{starter}" if starter else prompt,
+    fields: Columns = {
+        "prompt": prompt_of(columns),
         "setup": text_of(columns, "setup"),
         "solution": solution_of(columns),
     }
     if not function:
-        return fields | {"pairs": cases.as_pairs()}
-    entry = f"Solution().{function}" if re.search(r"\bclass Solution\b", starter) else function
-    return fields | {"entry_point": entry, "tests": cases.as_asserts(entry), "helpers": SAME}
+        pairs = [Pair(lines_of(given), lines_of(wanted)) for given, wanted in cases]
+        return fields | {"pairs": tuple(pairs)}
+    is_method = re.search(r"\bclass Solution\b", text_of(columns, "starter_code"))
+    entry = f"Solution().{function}" if is_method else function
+    tests = []
+    for given, wanted in cases:
+        arguments = given if isinstance(given, list) else [given]
+        tests.append(f"assert same({entry}({', '.join(map(repr, arguments))}), {wanted!r})")
+    return fields | {"entry_point": entry, "tests": "\n".join(tests), "helpers": SAME}
 
 
 # JSON has no tuples; and some data sets wrap each output in a list, others do not.
@@ -2975,51 +2977,37 @@ SAME = """def same(result, expected):
 """
 
 
-class Cases:
-    """Pairs of inputs and outputs, in whatever way a row lists them."""
-
-    def __init__(self) -> None:
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-
-    def add_lists(self, inputs: list[Any], outputs: list[Any]) -> None:
+def cases_of(columns: Columns) -> list[tuple[Any, Any]]:
+    """The inputs, each with its output, in whatever way a row lists them."""
+    tables = [{"input": columns.get("inputs", []), "output": columns.get("outputs", [])}]
+    for name in ("public_tests", "private_tests", "generated_tests"):  # CodeContests
+        tables.append(decode_json(name, columns.get(name, {})))
+    cases: list[tuple[Any, Any]] = []
+    for table in tables:
+        inputs = table.get("input", [])
+        outputs = table.get("output", [])
         if isinstance(inputs, str) or isinstance(outputs, str):
             raise InvalidRequest("`inputs`, `outputs`: expected lists, one item a test; got text")
         if len(inputs) != len(outputs):
             raise InvalidRequest(f"{len(inputs)} inputs, {len(outputs)} outputs: not as many")
-        self.inputs += inputs
-        self.outputs += outputs
+        cases += zip(inputs, outputs, strict=True)
+    for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
+        cases += map(case_of, decode_json(name, columns.get(name, [])))
+    return cases
 
-    def add_case(self, case: dict[str, Any]) -> None:
-        given = case["input"]
-        wanted = case["output"]
-        if case.get("testtype") == "functional":  # an argument a line
-            given = [json.loads(line) for line in given.split("\n")]
-            wanted = json.loads(wanted)
-        if isinstance(given, dict):
-            given = given["stdin"]
-            wanted = wanted["stdout"]
-        self.add_lists([given], [wanted])
 
-    def as_pairs(self) -> tuple[Pair, ...]:
-        def text(value: Any) -> str:
-            return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+def case_of(case: dict[str, Any]) -> tuple[Any, Any]:
+    given = case["input"]
+    wanted = case["output"]
+    if case.get("testtype") == "functional":  # an argument a line
+        return [json.loads(line) for line in given.split("\n")], json.loads(wanted)
+    if isinstance(given, dict):
+        return given["stdin"], wanted["stdout"]
+    return given, wanted
 
-        return tuple(
-            Pair(text(given), text(wanted)) for given, wanted in zip(*self.both(), strict=True)
-        )
 
-    def as_asserts(self, function: str) -> str:
-        lines = []
-        for given, wanted in zip(*self.both(), strict=True):
-            arguments = given if isinstance(given, list) else [given]
-            lines.append(f"assert same({function}({', '.join(map(repr, arguments))}), {wanted!r})")
-        return "\n".join(lines)
-
-    def both(self) -> tuple[list[Any], list[Any]]:
-        if not self.inputs:
-            raise InvalidRequest("no tests: not one pair of an input and an output")
-        return self.inputs, self.outputs
+def lines_of(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def has_code(columns: Columns) -> bool:

@@ -2811,9 +2811,7 @@ TESTS = ("tests", "test", "test_list", *PAIRS)
 def text_of(columns: Columns, *names: str) -> str:
     """The first of these columns that is there, as text; lists are lines."""
     for name in names:
-        value = columns.get(name, "")
-        if is_chat(value):
-            value = chat_text(value, "user")
+        value = last_said(columns.get(name, ""), "user")
         if isinstance(value, (list, tuple)):
             value = "\n".join(map(str, value))
         if not isinstance(value, str):
@@ -2821,12 +2819,12 @@ def text_of(columns: Columns, *names: str) -> str:
         if value:
             return value
     return ""
+
+
 def prompt_of(columns: Columns) -> str:
     """What to do, and the code to begin with."""
     parts = [text_of(columns, *PROMPTS), text_of(columns, "starter_code")]
     return "\n\n".join(filter(None, parts))
-
-
 
 
 def solution_of(columns: Columns) -> str:
@@ -2838,9 +2836,10 @@ def solution_of(columns: Columns) -> str:
         if isinstance(value, (list, tuple)):
             value = value[0]
         if isinstance(value, str):
-            fenced = re.search(r"```(?:python|py)?\s*\n(.*?)```", value, re.DOTALL)
+            # Longer ones are not looked into: the server reads them, too, and it takes time.
+            fenced = FENCED.search(value) if len(value) < 65_536 else None
             # Code whose docstring shows a fence is no Markdown; and a row may be read twice.
-            return fenced[1] if fenced and not is_code(value) else value
+            return fenced["code"] if fenced and not is_code(value) else value
     return ""
 
 
@@ -3120,57 +3119,30 @@ def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
     return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
 
 
-def is_chat(value: object) -> bool:
-    """Whether it is a list of messages, each an object with a `content`."""
-    if not isinstance(value, (list, tuple)) or not value:
-        return False
-    return all(isinstance(each, Mapping) and {"role", "content"} & each.keys() for each in value)
-
-
-def chat_text(messages: Sequence[Mapping[str, Any]], role: str) -> str:
-    """What the last message of this role says. Content is text, or a list of parts with texts."""
-    said = [each.get("content") for each in messages if each.get("role", role) == role]
+def last_said(value: Any, role: str) -> Any:
+    """Of chat messages, which are objects with a `content`, what the last one of this role says;
+    any other value as it is. A content is text, or a list of parts with texts."""
+    if not value or not isinstance(value, (list, tuple)):
+        return value
+    if not all(isinstance(each, Mapping) and {"role", "content"} & each.keys() for each in value):
+        return value
+    said = [each.get("content") for each in value if each.get("role", role) == role]
     content = said[-1] if said else ""
     if isinstance(content, list):
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return str(content or "")
 
 
-class Block(NamedTuple):
-    """A fenced block of Markdown."""
-
-    indent: str
-    fence: str
-    language: str
-    lines: list[str]
-
-
-FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]{0,20})")
-
-
-def fenced_blocks(text: str) -> list[Block]:
-    """The fenced blocks; one that nobody closes goes on to the end."""
-    blocks = []
-    block = None
-    for line in text.splitlines(keepends=True):
-        if not block:
-            opening = FENCE.match(line)
-            if opening and "`" not in line[opening.end() :]:
-                block = Block(opening[1], opening[2], opening[3].lower(), [])
-                blocks.append(block)
-        elif is_closing(line, block):
-            block = None
-        else:
-            block.lines.append(line)
-    return blocks
-
-
-def is_closing(line: str, block: Block) -> bool:
-    """Whether it closes the block. A fence four columns further in is one in a docstring."""
-    bare = line.strip()
-    indent = len(line) - len(line.lstrip())
-    is_fence = bare.startswith(block.fence) and not bare.strip(block.fence[0])
-    return is_fence and indent < len(block.indent) + 4
+# A fence four columns further in than the first is one in a docstring. A block that nobody closes
+# goes on to the end.
+FENCED = re.compile(
+    r"""(?msx)
+    ^ (?P<indent>[ \t]*) (?P<fence>`{3,}|~{3,}) (?! [`~] | [^\n]*` )
+    [ \t]* (?P<language>[\w+.-]{0,20}) [^\n]*\n?
+    (?P<code>.*?)
+    (?: ^ (?!(?P=indent)[ \t]{4}) [ \t]* (?P=fence)[`~]* [ \t\r]* $ | \Z )
+    """
+)
 
 
 def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
@@ -3179,8 +3151,7 @@ def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
     completion: text, or chat messages, of which the assistant's last one counts. Blocks of other
     languages do not count as long as there is one of Python, or of none.
     """
-    if is_chat(completion):
-        completion = chat_text(completion, "assistant")  # type: ignore[arg-type]
+    completion = last_said(completion, "assistant")
     if not isinstance(completion, str):
         got = type(completion).__name__
         raise InvalidRequest(f"completion: expected text or chat messages, got {got}")

@@ -3652,28 +3652,32 @@ RESET_TOOL = {
 }
 
 
-class RPCError(PythonEnvError):
-    """What JSON-RPC answers with an error of that number; HTTP's status stays 200."""
+class InvalidRPC(PythonEnvError):
+    """What is no JSON-RPC request."""
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
+    code = "INVALID_RPC"
+
+
+# JSON-RPC's numbers for our errors; all others are -32000. HTTP's status stays 200.
+RPC_NUMBERS = {
+    "INVALID_JSON": -32700,
+    "INVALID_RPC": -32600,
+    "UNKNOWN_TYPE": -32601,
+    "VALIDATION_ERROR": -32602,
+    "SESSION_ERROR": -32602,
+}
 
 
 def parse_rpc(message: Any) -> Data:
     """A JSON-RPC request, from an HTTP body or a WebSocket message's data."""
     if isinstance(message, bytes):
-        try:
-            message = parse_json(message)
-        except InvalidJSON as error:
-            raise RPCError(-32700, f"Parse error: {error}") from None
-    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-        raise RPCError(-32600, "Invalid request: expected an object with jsonrpc '2.0'")
+        message = parse_json(message)
+    is_rpc = isinstance(message, dict) and message.get("jsonrpc") == "2.0"
+    if not is_rpc or not isinstance(message.get("method"), str):
+        raise InvalidRPC("Invalid request: expected an object with jsonrpc '2.0' and a method")
     # A float is no id: JSON-RPC advises against fractions, and a NaN could not be sent back.
     if not isinstance(message.get("id"), str | int | None):
-        raise RPCError(-32600, "Invalid request: expected a number or a text as the id")
-    if not isinstance(message.get("method"), str):
-        raise RPCError(-32600, "Invalid request: expected a method")
+        raise InvalidRPC("Invalid request: expected a number or a text as the id")
     return message
 
 
@@ -3701,44 +3705,40 @@ class MCPCall:
             if self.session is None:
                 self.session = self.server.sessions.find(params.get("session_id"))
             response["result"] = await self.carry_out(rpc["method"], params)
-        except Exception as error:  # noqa: BLE001
-            response["error"] = rpc_error(as_ours(error))
+        except Exception as raised:  # noqa: BLE001
+            error = as_ours(raised)
+            number = RPC_NUMBERS.get(error.code, -32000)
+            response["error"] = {"code": number, "message": str(error)}
         return response
 
     async def carry_out(self, method: str, params: Data) -> Data:
         if method == "ping":
             return {}
-        if method == "initialize":
-            return await self.initialize(params.get("protocolVersion"))
-        if method == "openenv/session/create":
-            session = await self.begin_session()
-            return {"session_id": session.id}
-        if method == "openenv/session/close":
-            session = self.need_session()
-            self.server.sessions.drop(session)
-            return {"session_id": session.id, "closed": True}
         if method == "tools/list":
             return {"tools": self.list_tools()}
         if method == "tools/call":
             return await self.call_tool(params.get("name"), params.get("arguments") or {})
-        raise RPCError(-32601, f"Method not found: {method[:100]}")
+        if method == "openenv/session/close":
+            session = self.need_session()
+            self.server.sessions.drop(session)
+            return {"session_id": session.id, "closed": True}
+        if method not in ("initialize", "openenv/session/create"):
+            raise UnknownType(f"Method not found: {method[:100]}")
 
-    async def initialize(self, version: object) -> Data:
-        await self.begin_session()
+        if self.session is None:
+            self.session = self.opened = await self.server.sessions.open()
+        if method == "openenv/session/create":
+            return {"session_id": self.session.id}
+        version = params.get("protocolVersion")
         return {
             "protocolVersion": version if version in MCP_VERSIONS else MCP_VERSIONS[0],
             "capabilities": {"tools": {}},
             "serverInfo": {"name": self.server.service.name, "version": __version__},
         }
 
-    async def begin_session(self) -> Session:
-        if self.session is None:
-            self.session = self.opened = await self.server.sessions.open()
-        return self.session
-
     def need_session(self) -> Session:
         if self.session is None:
-            raise RPCError(-32602, "this needs a session: initialize, or name it as session_id")
+            raise InvalidRequest("this needs a session: initialize, or name it as session_id")
         return self.session
 
     def list_tools(self) -> list[Data]:
@@ -3754,7 +3754,7 @@ class MCPCall:
         """Carry out a "reset" or a step; without a session, the step alone in one of its own."""
         validate(Data, arguments, ("arguments",))
         if name not in ("reset", self.step_tool):
-            raise RPCError(-32602, f"Unknown tool: {echo(name)!r}")
+            raise InvalidRequest(f"Unknown tool: {echo(name)!r}")
         try:
             if name == "reset":
                 data = await self.need_session().call("reset", arguments)
@@ -3774,15 +3774,6 @@ def tool_result(seen: Data, failed: bool) -> Data:
     """`data` is what OpenEnv's MCPToolClient returns, the rest is MCP's."""
     text = {"type": "text", "text": to_text(seen)}
     return {"content": [text], "structuredContent": seen, "data": seen, "isError": failed}
-
-
-def rpc_error(error: PythonEnvError) -> Data:
-    number = -32000
-    if isinstance(error, RPCError):
-        number = error.number
-    elif isinstance(error, InvalidRequest | SessionError):
-        number = -32602
-    return {"code": number, "message": str(error)}
 
 
 # ── A WebSocket ───────────────────────────────────────────────────────────────────────────────────

@@ -2626,33 +2626,30 @@ class Reader:
 
     def read(self, hint: Any, value: Any, loc: tuple) -> Any:
         """`value` as a `hint`, which may be anything that a field of a model may have."""
+        # Exactly this type, because a bool is an int to isinstance(), but not to a peer.
+        if hint is Any or type(value) is hint and hint is not float:
+            return value
         kind = typing.get_origin(hint) or hint
         parts = typing.get_args(hint)
-        if is_dataclass(kind):
-            return self.read_model(kind, value, loc)
         if kind in UNIONS:
             return self.read(choose(parts, value), value, loc)
+        if is_dataclass(kind):
+            return self.read_model(kind, value, loc)
         if kind is typing.Literal:
             if value in parts:
                 return value
             return self.note("literal_error", loc, f"Input should be one of {parts}", value)
-        if kind is Any:
-            return value
         if kind is float and type(value) in (int, float):
-            return self.read_float(value, loc)
-        # Exactly this type, because a bool is an int to isinstance(), but not to a peer.
+            # Python's json reads NaN and infinity, too, which are no numbers to others.
+            if abs(value) < 1e300:
+                return float(value)
+            return self.note("finite_number", loc, "Input should be a finite number", value)
         if type(value) is not kind:
-            fault = "string_type" if kind is str else f"{kind.__name__}_type"
+            fault = f"{kind.__name__}_type".replace("str_", "string_")  # so pydantic calls it
             return self.note(fault, loc, f"Input should be a valid {JSON_NAMES[kind]}", value)
         if parts and parts[-1] is not Any:
             return self.read_items(parts[-1], value, loc)
         return value
-
-    def read_float(self, value: float, loc: tuple) -> float | None:
-        """Python's json reads NaN and infinity, too, which are no numbers to others."""
-        if abs(value) < 1e300:
-            return float(value)
-        return self.note("finite_number", loc, "Input should be a finite number", value)
 
     def read_model(self, model: Any, value: Any, loc: tuple) -> Any:
         if type(value) is not dict:
@@ -2681,11 +2678,12 @@ class Reader:
             return [self.read(hint, item, (*loc, place)) for place, item in enumerate(value)]
         return {key: self.read(hint, item, (*loc, key)) for key, item in value.items()}
 
-    def check_bounds(self, bounds: Mapping, value: Any, loc: tuple) -> None:
+    def check_bounds(self, metadata: Mapping, value: Any, loc: tuple) -> None:
         size = len(value) if isinstance(value, str) else value
-        for name, bound in BOUNDS.items():
-            if size is not None and name in bounds and not bound.holds(size, bounds[name]):
-                self.note(bound.fault, loc, f"Input should be {bound.words} {bounds[name]}", value)
+        for name, limit in metadata.items():
+            bound = BOUNDS.get(name)
+            if bound and size is not None and not bound.holds(size, limit):
+                self.note(bound.fault, loc, f"Input should be {bound.words} {limit}", value)
 
     def note(self, fault: str, loc: tuple, msg: str, value: object) -> Any:
         if len(self.faults) < MOST_FAULTS:

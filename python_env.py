@@ -2916,8 +2916,9 @@ def read_mbpp(columns: Columns) -> Columns:
     listed = text_of(columns, "test_list")
     tests = "\n".join((text_of(columns, "test_imports"), text_of(columns, "test") or listed))
     # Bounded, and by a set below: who sends a row chooses how long it takes the server to read it.
-    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.{0,500}\)) *(?:->.{0,200})?:", solution)
-    heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", solution)]
+    code = solution[:32_768]
+    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.{0,500}\)) *(?:->.{0,200})?:", code)
+    heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", code)]
     ours = {*re.findall(r"(?m)^(?:def|class) (\w+)", text_of(columns, "test_setup_code"))}
     heads = [(name, head) for name, head in heads if name not in ours]
     used = {*re.findall(r"\w+", listed or tests)}
@@ -3026,13 +3027,13 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     if isinstance(row.get("private_test_cases"), str):
         decode_json("private_test_cases", row["private_test_cases"])
     names = [str(name)[:40] for name in [*row][:20]]
-    near = {name: difflib.get_close_matches(name, TESTS, 1, 0.6) for name in names}
-    near.update({name: ["tests"] for name in names if "test" in name.lower() and name not in TESTS})
-    hints = [
-        f"`{name}` is not a column of any format (did you mean `{found[0]}`?)"
-        for name, found in near.items()
-        if found and name not in TESTS
-    ]
+    hints = []
+    for name in names:
+        is_near = "test" in name.lower()
+        near = ["tests"] if is_near else difflib.get_close_matches(name, TESTS, 1, 0.6)
+        if near and name not in TESTS:
+            words = f"`{name}` is not a column of any format (did you mean `{near[0]}`?)"
+            hints.append(words)
     expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
     return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
 
@@ -3609,14 +3610,13 @@ def error_data(error: PythonEnvError) -> Data:
 
 
 def error_reply(error: PythonEnvError) -> Reply:
-    words = str(error)
     if isinstance(error, HTTPError):
-        return Reply({"detail": words}, error.status, error.headers)
+        return Reply({"detail": str(error)}, error.status, error.headers)
     if isinstance(error, InvalidRequest):
-        entries = error.errors or [error_entry("value_error", ("body",), words)]
+        entries = error.errors or [error_entry("value_error", ("body",), str(error))]
         return Reply({"detail": entries}, error.status)
     headers = {"Retry-After": "1"} if error.status == 503 else {}
-    return Reply({"detail": words, "code": error.code}, error.status, headers)
+    return Reply({"detail": str(error), "code": error.code}, error.status, headers)
 
 
 def openapi(service: Service) -> Data:

@@ -1815,6 +1815,10 @@ SLOW_ROWS = {
         "code": MANY_HEADS,
         "test_setup_code": "x = 1\n" * 20_000,
     },
+    "many lines of arrows": {
+        "test_list": ["assert f(1)"],
+        "code": ("def f(" + ")->" * 160 + "\n") * 2_000,
+    },
     "a fence and empty lines": {"tests": "assert f(1)", "solution": "```" + "\n" * 40_000},
     "many fences": {"tests": "assert f(1)", "solution": "```\n" * 250_000},
 }

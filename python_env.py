@@ -3886,6 +3886,9 @@ class WebSocket:
         """Answer one message. An error is an answer, too; only some end the session."""
         try:
             kind, data = parse_message(text)
+            if kind == "close":  # one that CLOSE_MESSAGE did not know, as it has data
+                self.end(CloseCode.NORMAL_CLOSURE)
+                return
             # Not before: who only connects takes no place.
             session = self.session or self.join(await self.server.sessions.open())
             if kind == "mcp":

@@ -1046,6 +1046,13 @@ def test_a_client_that_goes_away_during_a_step_ends_it_and_disturbs_nobody(serve
         assert result(other, "3") == "3"
 
 
+def test_a_close_message_with_data_is_no_step(server):
+    with ws(server) as peer:
+        call(peer, "reset", task_id="repl")
+        tell(peer, "close", code="1 + 1")
+        assert close_code(peer) == 1000
+
+
 HANDSHAKE = (
     "Upgrade: websocket",
     "Connection: Upgrade",

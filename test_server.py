@@ -1822,6 +1822,12 @@ SLOW_ROWS = {
         "code": MANY_HEADS,
         "test_setup_code": "x = 1\n" * 20_000,
     },
+    "many pairs": {"input_output": json.dumps({"inputs": [0] * 200_000, "outputs": [0] * 200_000})},
+    "many arguments": {
+        "public_test_cases": [
+            {"input": "1\n" * 200_000 + "1", "output": "2", "testtype": "functional"}
+        ]
+    },
     "many lines of arrows": {
         "test_list": ["assert f(1)"],
         "code": ("def f(" + ")->" * 160 + "\n") * 2_000,

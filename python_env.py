@@ -1497,14 +1497,20 @@ def run_demo(given: argparse.Namespace) -> int:
 UNIONS = (typing.Union, types.UnionType)
 
 
-# Kept, because Python evaluates the annotations' text each time.
 @functools.cache
-def field_types(model: type) -> dict:
+def fields_of(model: type) -> dict[str, dataclasses.Field]:
+    """Its fields by name, each with its type in place of the annotation's text, which Python would
+    evaluate each time."""
     try:
-        return typing.get_type_hints(model)
+        hints = typing.get_type_hints(model)
     except NameError:
         # A profiler runs this file as a __main__ of its own, which sys.modules does not have.
-        return typing.get_type_hints(model, localns=globals())
+        hints = typing.get_type_hints(model, localns=globals())
+    fields = {}
+    for each in dataclasses.fields(model):
+        each.type = hints[each.name]
+        fields[each.name] = each
+    return fields
 
 
 def is_required(each: dataclasses.Field) -> bool:
@@ -1517,7 +1523,7 @@ def to_dict(model: Any) -> dict:
 
 
 def only_known(model: Any, data: dict) -> dict:
-    return {name: data[name] for name in field_types(model) if name in data}
+    return {name: data[name] for name in fields_of(model) if name in data}
 
 
 def build_known(model: Any, data: dict, **more: Any) -> Any:
@@ -1538,7 +1544,7 @@ def build_known(model: Any, data: dict, **more: Any) -> Any:
 
 MOST_FAULTS = 20  # that are told of one message
 
-# To check this many takes up to a twentieth of a second, in which the server does nothing else. A
+# To read this many takes up to a twentieth of a second, in which the server does nothing else. A
 # plain `list` or `dict` is not looked into, and may be as long as a message.
 MOST_ITEMS = 10_000
 
@@ -1576,49 +1582,46 @@ class Reader:
 
     def read(self, hint: Any, value: Any, loc: tuple) -> Any:
         """`value` as a `hint`, which may be anything that a field of a model may have."""
+        # Exactly this type, because a bool is an int to isinstance(), but not to a peer.
+        if hint is Any or type(value) is hint and hint is not float:
+            return value
         kind = typing.get_origin(hint) or hint
         parts = typing.get_args(hint)
-        if is_dataclass(kind):
-            return self.read_model(kind, value, loc)
         if kind in UNIONS:
             return self.read(choose(parts, value), value, loc)
+        if is_dataclass(kind):
+            return self.read_model(kind, value, loc)
         if kind is typing.Literal:
             if value in parts:
                 return value
             return self.note("literal_error", loc, f"Input should be one of {parts}", value)
-        if kind is Any:
-            return value
         if kind is float and type(value) in (int, float):
-            return self.read_float(value, loc)
-        # Exactly this type, because a bool is an int to isinstance(), but not to a peer.
+            # Python's json reads NaN and infinity, too, which are no numbers to others.
+            if abs(value) < 1e300:
+                return float(value)
+            return self.note("finite_number", loc, "Input should be a finite number", value)
         if type(value) is not kind:
-            fault = "string_type" if kind is str else f"{kind.__name__}_type"
+            fault = f"{kind.__name__}_type".replace("str_", "string_")  # so pydantic calls it
             return self.note(fault, loc, f"Input should be a valid {JSON_NAMES[kind]}", value)
         if parts and parts[-1] is not Any:
             return self.read_items(parts[-1], value, loc)
         return value
 
-    def read_float(self, value: float, loc: tuple) -> float | None:
-        """Python's json reads NaN and infinity, too, which are no numbers to others."""
-        if abs(value) < 1e300:
-            return float(value)
-        return self.note("finite_number", loc, "Input should be a finite number", value)
-
     def read_model(self, model: Any, value: Any, loc: tuple) -> Any:
         if type(value) is not dict:
             return self.note("model_attributes_type", loc, "Input should be an object", value)
 
-        hints = field_types(model)
-        strange = [name for name in value if name not in hints]
+        fields = fields_of(model)
+        strange = [name for name in value if name not in fields]
         for name in strange[:MOST_FAULTS]:
             words = "Extra inputs are not permitted"
             self.note("extra_forbidden", (*loc, name), words, value[name])
         read = {}
-        for each in dataclasses.fields(model):
-            place = (*loc, each.name)
-            if each.name in value:
-                read[each.name] = self.read(hints[each.name], value[each.name], place)
-                self.check_bounds(each.metadata, read[each.name], place)
+        for name, each in fields.items():
+            place = (*loc, name)
+            if name in value:
+                read[name] = self.read(each.type, value[name], place)
+                self.check_bounds(each.metadata, read[name], place)
             elif is_required(each):
                 self.note("missing", place, "Field required", value)
         return None if self.faults else model(**read)
@@ -1631,11 +1634,12 @@ class Reader:
             return [self.read(hint, item, (*loc, place)) for place, item in enumerate(value)]
         return {key: self.read(hint, item, (*loc, key)) for key, item in value.items()}
 
-    def check_bounds(self, bounds: Mapping, value: Any, loc: tuple) -> None:
+    def check_bounds(self, metadata: Mapping, value: Any, loc: tuple) -> None:
         size = len(value) if isinstance(value, str) else value
-        for name, bound in BOUNDS.items():
-            if size is not None and name in bounds and not bound.holds(size, bounds[name]):
-                self.note(bound.fault, loc, f"Input should be {bound.words} {bounds[name]}", value)
+        for name, limit in metadata.items():
+            bound = BOUNDS.get(name)
+            if bound and size is not None and not bound.holds(size, limit):
+                self.note(bound.fault, loc, f"Input should be {bound.words} {limit}", value)
 
     def note(self, fault: str, loc: tuple, msg: str, value: object) -> Any:
         if len(self.faults) < MOST_FAULTS:
@@ -1715,8 +1719,9 @@ def json_schema(hint: Any) -> dict:
 
 def model_schema(model: Any) -> dict:
     properties = {}
-    for each in dataclasses.fields(model):
-        schema = json_schema(field_types(model)[each.name])
+    fields = fields_of(model).values()
+    for each in fields:
+        schema = json_schema(each.type)
         for name, value in each.metadata.items():
             keyword = BOUNDS[name].keyword if name in BOUNDS else name
             schema[keyword] = value
@@ -1728,7 +1733,7 @@ def model_schema(model: Any) -> dict:
         "title": model.__name__,
         "description": (inspect.getdoc(model) or "").partition("\n")[0],
         "properties": properties,
-        "required": [each.name for each in dataclasses.fields(model) if is_required(each)],
+        "required": [each.name for each in fields if is_required(each)],
         "additionalProperties": False,
     }
 
@@ -1758,9 +1763,7 @@ TESTS = ("tests", "test", "test_list", *PAIRS)
 def text_of(columns: Columns, *names: str) -> str:
     """The first of these columns that is there, as text; lists are lines."""
     for name in names:
-        value = columns.get(name, "")
-        if is_chat(value):
-            value = chat_text(value, "user")
+        value = last_said(columns.get(name, ""), "user")
         if isinstance(value, (list, tuple)):
             value = "\n".join(map(str, value))
         if not isinstance(value, str):
@@ -1768,6 +1771,12 @@ def text_of(columns: Columns, *names: str) -> str:
         if value:
             return value
     return ""
+
+
+def prompt_of(columns: Columns) -> str:
+    """What to do, and the code to begin with."""
+    parts = [text_of(columns, *PROMPTS), text_of(columns, "starter_code")]
+    return "\n\n".join(filter(None, parts))
 
 
 def solution_of(columns: Columns) -> str:
@@ -1779,9 +1788,10 @@ def solution_of(columns: Columns) -> str:
         if isinstance(value, (list, tuple)):
             value = value[0]
         if isinstance(value, str):
-            fenced = re.search(r"```(?:python|py)?\s*\n(.*?)```", value, re.DOTALL)
+            # Longer ones are not looked into: the server reads them, too, and it takes time.
+            fenced = FENCED.search(value) if len(value) < 65_536 else None
             # Code whose docstring shows a fence is no Markdown; and a row may be read twice.
-            return fenced[1] if fenced and not is_code(value) else value
+            return fenced["code"] if fenced and not is_code(value) else value
     return ""
 
 
@@ -1829,10 +1839,8 @@ def read_humaneval(columns: Columns) -> Columns:
     above = code[: head.start()] if head else code
     above = above if is_code(above) else ""
     solution = solution_of(columns)
-    starter = text_of(columns, "starter_code")
-    prompt = text_of(columns, *PROMPTS)
     return {
-        "prompt": f"{prompt}\n\n{starter}" if starter else prompt,
+        "prompt": prompt_of(columns),
         "tests": tests,
         "setup": text_of(columns, "setup") or above,
         "helpers": "\n".join((above, text_of(columns, "helpers"))),
@@ -1862,8 +1870,9 @@ def read_mbpp(columns: Columns) -> Columns:
     listed = text_of(columns, "test_list")
     tests = "\n".join((text_of(columns, "test_imports"), text_of(columns, "test") or listed))
     # Bounded, and by a set below: who sends a row chooses how long it takes the server to read it.
-    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.{0,500}\)) *(?:->.{0,200})?:", solution)
-    heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", solution)]
+    code = solution[:32_768]
+    heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.{0,500}\)) *(?:->.{0,200})?:", code)
+    heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", code)]
     ours = {*re.findall(r"(?m)^(?:def|class) (\w+)", text_of(columns, "test_setup_code"))}
     heads = [(name, head) for name, head in heads if name not in ours]
     used = {*re.findall(r"\w+", listed or tests)}
@@ -1885,32 +1894,32 @@ def read_mbpp(columns: Columns) -> Columns:
 
 def read_pairs(columns: Columns) -> Columns:
     """Inputs and outputs: of a function where one is named, and else of a whole program."""
-    cases = Cases()
     if "input_output" in columns:
         columns = columns | decode_json("input_output", columns["input_output"])
-    if "inputs" in columns or "outputs" in columns:
-        cases.add_lists(columns.get("inputs", []), columns.get("outputs", []))
-    for name in ("public_tests", "private_tests", "generated_tests"):  # CodeContests
-        lists = decode_json(name, columns.get(name, {}))
-        cases.add_lists(lists.get("input", []), lists.get("output", []))
-    for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
-        for case in decode_json(name, columns.get(name, [])):
-            cases.add_case(case)
+    cases = cases_of(columns)
+    if not cases:
+        raise InvalidRequest("no tests: not one pair of an input and an output")
+    if len(cases) > MOST_ITEMS:
+        raise InvalidRequest(f"{len(cases):,} pairs; the limit is {MOST_ITEMS:,}")
     metadata = columns.get("metadata", {})
     if isinstance(metadata, str):
         metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
     function = columns.get("fn_name") or metadata.get("func_name", "")
-    starter = text_of(columns, "starter_code")
-    prompt = text_of(columns, *PROMPTS)
-    fields = {
-        "prompt": f"{prompt}\n\n{starter}" if starter else prompt,
+    fields: Columns = {
+        "prompt": prompt_of(columns),
         "setup": text_of(columns, "setup"),
         "solution": solution_of(columns),
     }
     if not function:
-        return fields | {"pairs": cases.as_pairs()}
-    entry = f"Solution().{function}" if re.search(r"\bclass Solution\b", starter) else function
-    return fields | {"entry_point": entry, "tests": cases.as_asserts(entry), "helpers": SAME}
+        pairs = [Pair(lines_of(given), lines_of(wanted)) for given, wanted in cases]
+        return fields | {"pairs": tuple(pairs)}
+    is_method = re.search(r"\bclass Solution\b", text_of(columns, "starter_code"))
+    entry = f"Solution().{function}" if is_method else function
+    tests = []
+    for given, wanted in cases:
+        arguments = given if isinstance(given, list) else [given]
+        tests.append(f"assert same({entry}({', '.join(map(repr, arguments))}), {wanted!r})")
+    return fields | {"entry_point": entry, "tests": "\n".join(tests), "helpers": SAME}
 
 
 # JSON has no tuples; and some data sets wrap each output in a list, others do not.
@@ -1922,51 +1931,38 @@ SAME = """def same(result, expected):
 """
 
 
-class Cases:
-    """Pairs of inputs and outputs, in whatever way a row lists them."""
-
-    def __init__(self) -> None:
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-
-    def add_lists(self, inputs: list[Any], outputs: list[Any]) -> None:
+def cases_of(columns: Columns) -> list[tuple[Any, Any]]:
+    """The inputs, each with its output, in whatever way a row lists them."""
+    tables = [{"input": columns.get("inputs", []), "output": columns.get("outputs", [])}]
+    for name in ("public_tests", "private_tests", "generated_tests"):  # CodeContests
+        tables.append(decode_json(name, columns.get(name, {})))
+    cases: list[tuple[Any, Any]] = []
+    for table in tables:
+        inputs = table.get("input", [])
+        outputs = table.get("output", [])
         if isinstance(inputs, str) or isinstance(outputs, str):
             raise InvalidRequest("`inputs`, `outputs`: expected lists, one item a test; got text")
         if len(inputs) != len(outputs):
             raise InvalidRequest(f"{len(inputs)} inputs, {len(outputs)} outputs: not as many")
-        self.inputs += inputs
-        self.outputs += outputs
+        cases += zip(inputs, outputs, strict=True)
+    for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
+        cases += map(case_of, decode_json(name, columns.get(name, [])))
+    return cases
 
-    def add_case(self, case: dict[str, Any]) -> None:
-        given = case["input"]
-        wanted = case["output"]
-        if case.get("testtype") == "functional":  # an argument a line
-            given = [json.loads(line) for line in given.split("\n")]
-            wanted = json.loads(wanted)
-        if isinstance(given, dict):
-            given = given["stdin"]
-            wanted = wanted["stdout"]
-        self.add_lists([given], [wanted])
 
-    def as_pairs(self) -> tuple[Pair, ...]:
-        def text(value: Any) -> str:
-            return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+def case_of(case: dict[str, Any]) -> tuple[Any, Any]:
+    given = case["input"]
+    wanted = case["output"]
+    if case.get("testtype") == "functional":  # an argument a line
+        listed = given.replace("\n", ",")  # read at once, as there may be many
+        return json.loads(f"[{listed}]"), json.loads(wanted)
+    if isinstance(given, dict):
+        return given["stdin"], wanted["stdout"]
+    return given, wanted
 
-        return tuple(
-            Pair(text(given), text(wanted)) for given, wanted in zip(*self.both(), strict=True)
-        )
 
-    def as_asserts(self, function: str) -> str:
-        lines = []
-        for given, wanted in zip(*self.both(), strict=True):
-            arguments = given if isinstance(given, list) else [given]
-            lines.append(f"assert same({function}({', '.join(map(repr, arguments))}), {wanted!r})")
-        return "\n".join(lines)
-
-    def both(self) -> tuple[list[Any], list[Any]]:
-        if not self.inputs:
-            raise InvalidRequest("no tests: not one pair of an input and an output")
-        return self.inputs, self.outputs
+def lines_of(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def has_code(columns: Columns) -> bool:
@@ -1980,13 +1976,13 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     if isinstance(row.get("private_test_cases"), str):
         decode_json("private_test_cases", row["private_test_cases"])
     names = [str(name)[:40] for name in [*row][:20]]
-    near = {name: difflib.get_close_matches(name, TESTS, 1, 0.6) for name in names}
-    near.update({name: ["tests"] for name in names if "test" in name.lower() and name not in TESTS})
-    hints = [
-        f"`{name}` is not a column of any format (did you mean `{found[0]}`?)"
-        for name, found in near.items()
-        if found and name not in TESTS
-    ]
+    hints = []
+    for name in names:
+        is_near = "test" in name.lower()
+        near = ["tests"] if is_near else difflib.get_close_matches(name, TESTS, 1, 0.6)
+        if near and name not in TESTS:
+            words = f"`{name}` is not a column of any format (did you mean `{near[0]}`?)"
+            hints.append(words)
     expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
     return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
 
@@ -2071,57 +2067,30 @@ def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
     return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
 
 
-def is_chat(value: object) -> bool:
-    """Whether it is a list of messages, each an object with a `content`."""
-    if not isinstance(value, (list, tuple)) or not value:
-        return False
-    return all(isinstance(each, Mapping) and {"role", "content"} & each.keys() for each in value)
-
-
-def chat_text(messages: Sequence[Mapping[str, Any]], role: str) -> str:
-    """What the last message of this role says. Content is text, or a list of parts with texts."""
-    said = [each.get("content") for each in messages if each.get("role", role) == role]
+def last_said(value: Any, role: str) -> Any:
+    """Of chat messages, which are objects with a `content`, what the last one of this role says;
+    any other value as it is. A content is text, or a list of parts with texts."""
+    if not value or not isinstance(value, (list, tuple)):
+        return value
+    if not all(isinstance(each, Mapping) and {"role", "content"} & each.keys() for each in value):
+        return value
+    said = [each.get("content") for each in value if each.get("role", role) == role]
     content = said[-1] if said else ""
     if isinstance(content, list):
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return str(content or "")
 
 
-class Block(NamedTuple):
-    """A fenced block of Markdown."""
-
-    indent: str
-    fence: str
-    language: str
-    lines: list[str]
-
-
-FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]{0,20})")
-
-
-def fenced_blocks(text: str) -> list[Block]:
-    """The fenced blocks; one that nobody closes goes on to the end."""
-    blocks = []
-    block = None
-    for line in text.splitlines(keepends=True):
-        if not block:
-            opening = FENCE.match(line)
-            if opening and "`" not in line[opening.end() :]:
-                block = Block(opening[1], opening[2], opening[3].lower(), [])
-                blocks.append(block)
-        elif is_closing(line, block):
-            block = None
-        else:
-            block.lines.append(line)
-    return blocks
-
-
-def is_closing(line: str, block: Block) -> bool:
-    """Whether it closes the block. A fence four columns further in is one in a docstring."""
-    bare = line.strip()
-    indent = len(line) - len(line.lstrip())
-    is_fence = bare.startswith(block.fence) and not bare.strip(block.fence[0])
-    return is_fence and indent < len(block.indent) + 4
+# A fence four columns further in than the first is one in a docstring. A block that nobody closes
+# goes on to the end.
+FENCED = re.compile(
+    r"""(?msx)
+    ^ (?P<indent>[ \t]*) (?P<fence>`{3,}|~{3,}) (?! [`~] | [^\n]*` )
+    [ \t]* (?P<language>[\w+.-]{0,20}) [^\n]*\n?
+    (?P<code>.*?)
+    (?: ^ (?!(?P=indent)[ \t]{4}) [ \t]* (?P=fence)[`~]* [ \t\r]* $ | \Z )
+    """
+)
 
 
 def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
@@ -2130,21 +2099,22 @@ def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
     completion: text, or chat messages, of which the assistant's last one counts. Blocks of other
     languages do not count as long as there is one of Python, or of none.
     """
-    if is_chat(completion):
-        completion = chat_text(completion, "assistant")  # type: ignore[arg-type]
+    completion = last_said(completion, "assistant")
     if not isinstance(completion, str):
         got = type(completion).__name__
         raise InvalidRequest(f"completion: expected text or chat messages, got {got}")
     completion = completion.rpartition("</think>")[2]  # where a model only tried things
-    blocks = fenced_blocks(completion)
+    blocks = [*FENCED.finditer(completion)]
     if not blocks:
         return completion
     # A block without a language after one of Python is what the code prints, more often than not.
-    python = [block for block in blocks if block.language in ("py", "python", "python3")]
-    plain_ones = [block for block in blocks if not block.language]
+    python = [block for block in blocks if block["language"].lower() in PYTHON]
+    plain_ones = [block for block in blocks if not block["language"]]
     last = (python or plain_ones or blocks)[-1]
-    code = "".join(last.lines)
-    return textwrap.dedent(code) if last.indent else code
+    return textwrap.dedent(last["code"]) if last["indent"] else last["code"]
+
+
+PYTHON = ("py", "python", "python3")  # as Markdown calls it
 
 
 def complete_code(code: str, row: Mapping[str, Any]) -> str:
@@ -2174,13 +2144,14 @@ async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]
     """The tasks that are of no use, with the reasons; as many at once as there are processors."""
     sandbox = Sandbox(preload=preload)
     places = asyncio.Semaphore(os.cpu_count() or 1)
-    progress = Progress(len(tasks))
+    count = itertools.count(1)
+    started = time.monotonic()
     bad = []
 
     async def check(task: Task) -> None:
         async with places:
             reason = await find_flaw(sandbox, task)
-        progress.step()
+        show_progress(next(count), len(tasks), started)
         if reason:
             bad.append(BadRow(task.task_id, reason))
 
@@ -2189,7 +2160,7 @@ async def check_tasks(tasks: list[Task], preload: Sequence[str]) -> list[BadRow]
         await asyncio.gather(*map(check, tasks))
     finally:
         await sandbox.close()
-        progress.clear()
+        show_progress(len(tasks), len(tasks), started)
     return sorted(bad)
 
 
@@ -2221,27 +2192,17 @@ async def grade_once(
         await environment.close()
 
 
-class Progress:
-    """A bar on a terminal's standard error, with the rate and the time that is left."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self.started = time.monotonic()
-
-    def step(self) -> None:
-        self.done += 1
-        rate = self.done / max(1e-6, time.monotonic() - self.started)
-        bar = "█" * (30 * self.done // self.total)
-        left = (self.total - self.done) / rate
-        self.show(f"{bar:30} {self.done} of {self.total}, {rate:.1f} a second, {left:.0f} s left")
-
-    def clear(self) -> None:
-        self.show("")
-
-    def show(self, line: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+def show_progress(done: int, total: int, started: float) -> None:
+    """A bar on a terminal's standard error, with the rate and the time that is left; nothing in its
+    place when all is done."""
+    line = ""
+    if done < total:
+        rate = done / max(1e-6, time.monotonic() - started)
+        left = (total - done) / rate
+        bar = "█" * (30 * done // total)
+        line = f"{bar:30} {done} of {total}, {rate:.1f} a second, {left:.0f} s left"
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 # ── Showing a model ───────────────────────────────────────────────────────────────────────────────
@@ -2832,14 +2793,13 @@ def error_data(error: PythonEnvError) -> Data:
 
 
 def error_reply(error: PythonEnvError) -> Reply:
-    words = str(error)
     if isinstance(error, HTTPError):
-        return Reply({"detail": words}, error.status, error.headers)
+        return Reply({"detail": str(error)}, error.status, error.headers)
     if isinstance(error, InvalidRequest):
-        entries = error.errors or [error_entry("value_error", ("body",), words)]
+        entries = error.errors or [error_entry("value_error", ("body",), str(error))]
         return Reply({"detail": entries}, error.status)
     headers = {"Retry-After": "1"} if error.status == 503 else {}
-    return Reply({"detail": words, "code": error.code}, error.status, headers)
+    return Reply({"detail": str(error), "code": error.code}, error.status, headers)
 
 
 def openapi(service: Service) -> Data:
@@ -2873,28 +2833,32 @@ RESET_TOOL = {
 }
 
 
-class RPCError(PythonEnvError):
-    """What JSON-RPC answers with an error of that number; HTTP's status stays 200."""
+class InvalidRPC(PythonEnvError):
+    """What is no JSON-RPC request."""
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
+    code = "INVALID_RPC"
+
+
+# JSON-RPC's numbers for our errors; all others are -32000. HTTP's status stays 200.
+RPC_NUMBERS = {
+    "INVALID_JSON": -32700,
+    "INVALID_RPC": -32600,
+    "UNKNOWN_TYPE": -32601,
+    "VALIDATION_ERROR": -32602,
+    "SESSION_ERROR": -32602,
+}
 
 
 def parse_rpc(message: Any) -> Data:
     """A JSON-RPC request, from an HTTP body or a WebSocket message's data."""
     if isinstance(message, bytes):
-        try:
-            message = parse_json(message)
-        except InvalidJSON as error:
-            raise RPCError(-32700, f"Parse error: {error}") from None
-    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-        raise RPCError(-32600, "Invalid request: expected an object with jsonrpc '2.0'")
+        message = parse_json(message)
+    is_rpc = isinstance(message, dict) and message.get("jsonrpc") == "2.0"
+    if not is_rpc or not isinstance(message.get("method"), str):
+        raise InvalidRPC("Invalid request: expected an object with jsonrpc '2.0' and a method")
     # A float is no id: JSON-RPC advises against fractions, and a NaN could not be sent back.
     if not isinstance(message.get("id"), str | int | None):
-        raise RPCError(-32600, "Invalid request: expected a number or a text as the id")
-    if not isinstance(message.get("method"), str):
-        raise RPCError(-32600, "Invalid request: expected a method")
+        raise InvalidRPC("Invalid request: expected a number or a text as the id")
     return message
 
 
@@ -2922,44 +2886,40 @@ class MCPCall:
             if self.session is None:
                 self.session = self.server.sessions.find(params.get("session_id"))
             response["result"] = await self.carry_out(rpc["method"], params)
-        except Exception as error:  # noqa: BLE001
-            response["error"] = rpc_error(as_ours(error))
+        except Exception as raised:  # noqa: BLE001
+            error = as_ours(raised)
+            number = RPC_NUMBERS.get(error.code, -32000)
+            response["error"] = {"code": number, "message": str(error)}
         return response
 
     async def carry_out(self, method: str, params: Data) -> Data:
         if method == "ping":
             return {}
-        if method == "initialize":
-            return await self.initialize(params.get("protocolVersion"))
-        if method == "openenv/session/create":
-            session = await self.begin_session()
-            return {"session_id": session.id}
-        if method == "openenv/session/close":
-            session = self.need_session()
-            self.server.sessions.drop(session)
-            return {"session_id": session.id, "closed": True}
         if method == "tools/list":
             return {"tools": self.list_tools()}
         if method == "tools/call":
             return await self.call_tool(params.get("name"), params.get("arguments") or {})
-        raise RPCError(-32601, f"Method not found: {method[:100]}")
+        if method == "openenv/session/close":
+            session = self.need_session()
+            self.server.sessions.drop(session)
+            return {"session_id": session.id, "closed": True}
+        if method not in ("initialize", "openenv/session/create"):
+            raise UnknownType(f"Method not found: {method[:100]}")
 
-    async def initialize(self, version: object) -> Data:
-        await self.begin_session()
+        if self.session is None:
+            self.session = self.opened = await self.server.sessions.open()
+        if method == "openenv/session/create":
+            return {"session_id": self.session.id}
+        version = params.get("protocolVersion")
         return {
             "protocolVersion": version if version in MCP_VERSIONS else MCP_VERSIONS[0],
             "capabilities": {"tools": {}},
             "serverInfo": {"name": self.server.service.name, "version": __version__},
         }
 
-    async def begin_session(self) -> Session:
-        if self.session is None:
-            self.session = self.opened = await self.server.sessions.open()
-        return self.session
-
     def need_session(self) -> Session:
         if self.session is None:
-            raise RPCError(-32602, "this needs a session: initialize, or name it as session_id")
+            raise InvalidRequest("this needs a session: initialize, or name it as session_id")
         return self.session
 
     def list_tools(self) -> list[Data]:
@@ -2975,7 +2935,7 @@ class MCPCall:
         """Carry out a "reset" or a step; without a session, the step alone in one of its own."""
         validate(Data, arguments, ("arguments",))
         if name not in ("reset", self.step_tool):
-            raise RPCError(-32602, f"Unknown tool: {echo(name)!r}")
+            raise InvalidRequest(f"Unknown tool: {echo(name)!r}")
         try:
             if name == "reset":
                 data = await self.need_session().call("reset", arguments)
@@ -2995,15 +2955,6 @@ def tool_result(seen: Data, failed: bool) -> Data:
     """`data` is what OpenEnv's MCPToolClient returns, the rest is MCP's."""
     text = {"type": "text", "text": to_text(seen)}
     return {"content": [text], "structuredContent": seen, "data": seen, "isError": failed}
-
-
-def rpc_error(error: PythonEnvError) -> Data:
-    number = -32000
-    if isinstance(error, RPCError):
-        number = error.number
-    elif isinstance(error, InvalidRequest | SessionError):
-        number = -32602
-    return {"code": number, "message": str(error)}
 
 
 # ── A WebSocket ───────────────────────────────────────────────────────────────────────────────────
@@ -3118,6 +3069,9 @@ class WebSocket:
         """Answer one message. An error is an answer, too; only some end the session."""
         try:
             kind, data = parse_message(text)
+            if kind == "close":  # one that CLOSE_MESSAGE did not know, as it has data
+                self.end(CloseCode.NORMAL_CLOSURE)
+                return
             # Not before: who only connects takes no place.
             session = self.session or self.join(await self.server.sessions.open())
             if kind == "mcp":

@@ -1046,6 +1046,13 @@ def test_a_client_that_goes_away_during_a_step_ends_it_and_disturbs_nobody(serve
         assert result(other, "3") == "3"
 
 
+def test_a_close_message_with_data_is_no_step(server):
+    with ws(server) as peer:
+        call(peer, "reset", task_id="repl")
+        tell(peer, "close", code="1 + 1")
+        assert close_code(peer) == 1000
+
+
 HANDSHAKE = (
     "Upgrade: websocket",
     "Connection: Upgrade",
@@ -1817,6 +1824,18 @@ SLOW_ROWS = {
         "code": MANY_HEADS,
         "test_setup_code": "x = 1\n" * 20_000,
     },
+    "many pairs": {"input_output": json.dumps({"inputs": [0] * 200_000, "outputs": [0] * 200_000})},
+    "many arguments": {
+        "public_test_cases": [
+            {"input": "1\n" * 200_000 + "1", "output": "2", "testtype": "functional"}
+        ]
+    },
+    "many lines of arrows": {
+        "test_list": ["assert f(1)"],
+        "code": ("def f(" + ")->" * 160 + "\n") * 2_000,
+    },
+    "a fence and empty lines": {"tests": "assert f(1)", "solution": "```" + "\n" * 40_000},
+    "many fences": {"tests": "assert f(1)", "solution": "```\n" * 250_000},
 }
 
 

@@ -606,8 +606,8 @@ class Environment(Generic[ActionT, ObservationT]):
         raise ExecutionError(f"{type(self).__name__} does not define step()")
 
     def state(self) -> Any:
-        """The episode's State; asked for at any time, before the first reset too."""
-        return State()
+        """The episode's State; asked for at any time, before the first reset too. None: what the
+        server has counted."""
 
     def close(self) -> Any:
         """Give back what the session holds; called once, at its end."""
@@ -1088,6 +1088,7 @@ class Session:
         self.turn = asyncio.Lock()
         self.calls = 0  # running, or waiting for their turn
         self.steps = 0
+        self.episode = State()  # for environments that keep none
         self.used = time.monotonic()  # when the last call ended
         self.socket: WebSocket | None = None  # the one that is attached
 
@@ -1101,10 +1102,9 @@ class Session:
                 if self.stage is Stage.CLOSED:
                     raise SessionError("the session is over; reset opens another")
                 if kind == "state":
-                    return to_dict(await self.methods.call("state"))
+                    return to_dict(await self.methods.call("state") or self.episode)
                 if kind == "reset":
-                    known_fields(ResetRequest, data, ("body",))  # for its errors alone
-                    observation = await self.methods.call("reset", **data)
+                    observation = await self.reset(data)
                 else:
                     observation = await self.step(data, timeout_s)
                 self.stage = Stage.DONE if observation.done else Stage.RUNNING
@@ -1117,13 +1117,20 @@ class Session:
             self.calls -= 1
             self.used = time.monotonic()
 
+    async def reset(self, data: Data) -> Observation:
+        options = known_fields(ResetRequest, data, ("body",))
+        observation = await self.methods.observe("reset", **data)
+        self.episode = State(episode_id=options.episode_id or secrets.token_hex(8))
+        return observation
+
     async def step(self, data: Data, timeout_s: float | None) -> Observation:
         if self.stage in STEP_REFUSED:
             raise ExecutionError(STEP_REFUSED[self.stage])
         action = validate(self.action, data)
         begin = time.monotonic()
-        observation = await self.methods.call("step", action, timeout_s=timeout_s)
+        observation = await self.methods.observe("step", action, timeout_s=timeout_s)
         self.steps += 1
+        self.episode.step_count += 1
         log_step(self, observation, time.monotonic() - begin)
         return observation
 
@@ -1383,7 +1390,7 @@ def add_serve(commands: Any) -> None:
     # one of another.
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
     flag("port", 8_000, "port to listen on; 0: any free one", number(int, 0, 65_535))
-    flag("tasks", None, "file of tasks, JSONL or JSONL.gz: HumanEval, MBPP or own format")
+    flag("tasks", None, "file of tasks, JSONL or JSONL.gz, in any of README's formats")
     flag("max-sessions", most, "sessions at once", number(int, 1))
     wait = "seconds that a full server lets a new session wait for a place"
     limit("session-wait", "session_wait_s", wait, number(float, 0))
@@ -1812,7 +1819,9 @@ def decode_json(name: str, value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         words = "is pickled: nothing is ever unpickled; convert the cases first"
-        words = words if value.startswith("eJ") else "is not JSON"
+        if not value.startswith("eJ"):
+            code = "; where it is code, `entry_point` names what it tests" if name == "test" else ""
+            words = f"is not JSON{code}"
         raise InvalidRequest(f"`{name}` {words}") from None
 
 
@@ -1845,7 +1854,7 @@ def read_humaneval(columns: Columns) -> Columns:
         "setup": text_of(columns, "setup") or above,
         "helpers": "\n".join((above, text_of(columns, "helpers"))),
         "entry_point": entry,
-        "solution": f"{code}{solution or '    pass'}" if head else solution,
+        "solution": f"{code}{solution}" if head and solution else solution,
     }
 
 
@@ -1978,9 +1987,10 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     names = [str(name)[:40] for name in [*row][:20]]
     hints = []
     for name in names:
-        is_near = "test" in name.lower()
-        near = ["tests"] if is_near else difflib.get_close_matches(name, TESTS, 1, 0.6)
-        if near and name not in TESTS:
+        near = difflib.get_close_matches(name.lower(), TESTS, 1, 0.8)
+        near = near or (["tests"] if "test" in name.lower() else [])
+        near = near or difflib.get_close_matches(name, TESTS, 1, 0.6)
+        if near and name not in COLUMNS:
             words = f"`{name}` is not a column of any format (did you mean `{near[0]}`?)"
             hints.append(words)
     expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
@@ -3134,7 +3144,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             port = one.getsockname()[1]
     except OSError as error:
         words = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise OSError(f"{words}; --port 0 takes any free port") from None
+        raise OSError(f"{words}; port 0 takes any free one") from None
     return sockets
 
 
@@ -3213,6 +3223,14 @@ class Methods:
             return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
         except SystemExit as error:  # which would end the server
             raise ExecutionError(f"the environment called sys.exit({error.code!r})") from None
+
+    async def observe(self, name: str, /, *arguments: Any, **options: Any) -> Observation:
+        """Call reset() or step(). Raises ExecutionError where no observation comes of it."""
+        observation = await self.call(name, *arguments, **options)
+        if not hasattr(observation, "done"):
+            got = type(observation).__name__
+            raise ExecutionError(f"the environment's {name}() returned {got}, not an Observation")
+        return cast(Observation, observation)
 
     def close(self) -> None:
         if self.thread is not None:
@@ -4211,6 +4229,9 @@ class Scorer:
 
     def score(self, completion: Any, row: dict[str, Any]) -> float | None:
         """One reward, by a session that nobody else uses meanwhile."""
+        if self.link.server and self.link.is_closed:  # another's server may have its port now
+            log.warning("score: no verdict: the client is closed, and its server with it")
+            return None
         why: PythonEnvError | None = None
         for _ in range(SCORE_ATTEMPTS):
             try:

@@ -100,3 +100,18 @@ def test_a_file_of_these_rows_loads_and_one_of_the_others_is_refused_line_by_lin
         load_tasks(bad)
     for number, case in enumerate(REFUSED, 1):
         assert re.search(f"line {number}: .*{re.escape(case['refused'])}", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"test_lst": ["assert f()"], "text": "q"}, "`test_lst` .*mean `test_list`"),
+        ({"unit_tests": "assert f()"}, "mean `tests`"),
+        ({"output": "a", "inputs_": "b"}, "mean `outputs`.*mean `inputs`"),
+        ({"test": "def check(c): assert c(1)", "entrypoint": "f"}, "`entry_point` names"),
+    ],
+)
+def test_a_misspelt_column_is_told_what_it_may_mean(row, words):
+    with pytest.raises(InvalidRequest, match=words) as refused:
+        Task.from_row(row)
+    assert "`text`" not in str(refused.value)

@@ -59,6 +59,7 @@ from conftest import tell
 from conftest import ws
 from python_env import LIMITS
 from python_env import ROUTES
+from python_env import Environment
 from python_env import HTTPError
 from python_env import InvalidRequest
 from python_env import PythonAction
@@ -1894,6 +1895,41 @@ class Plain(Guessing):
 
     def state(self) -> GuessState:
         return self.now
+
+
+class Stateless(Environment[Guess, Hint]):
+    """Keeps no state, and forgets to return its observations after the first."""
+
+    def reset(self, **options: Any) -> Hint:
+        return Hint()
+
+    def step(self, action: Guess) -> Any:
+        if action.number == 4:
+            raise InvalidRequest("4 is off the board")
+        return None if action.number == 3 else Hint()
+
+
+def test_the_server_counts_the_steps_of_an_environment_that_does_not():
+    with Hosted(Stateless) as hosted, GuessClient(hosted.url) as client:
+        assert client.state().step_count == 0
+        client.reset(episode_id="e")
+        client.step(Guess(number=1))
+        client.step(Guess(number=2))
+        assert (client.state().episode_id, client.state().step_count) == ("e", 2)
+        client.reset()
+        assert client.state().step_count == 0
+        assert client.state().episode_id not in (None, "e")
+
+
+def test_what_an_environment_refuses_or_returns_wrongly_is_said():
+    with Hosted(Stateless) as hosted, GuessClient(hosted.url) as client:
+        client.reset()
+        with pytest.raises(ServerError, match="4 is off the board") as refused:
+            client.step(Guess(number=4))
+        assert refused.value.code == "VALIDATION_ERROR"
+        with pytest.raises(ServerError, match=r"step\(\) returned NoneType, not an Observation"):
+            client.step(Guess(number=3))
+        assert client.state().step_count == 0
 
 
 @pytest.mark.parametrize("environment", [Guessing, Plain])

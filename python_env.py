@@ -63,6 +63,7 @@ Beside the file: test_judging.py holds the attacks and forgeries, to which five 
 
 from __future__ import annotations  # noqa: I001
 
+import _signal  # type: ignore[import-not-found]
 import argparse
 import array
 import ast
@@ -5253,10 +5254,10 @@ def unnamed_bytes(pid: int) -> int:
 # banner to the next one, below imports of PROGRAM_MODULES. So it uses no other chapter's names.
 
 PROGRAM_MODULES = (
-    "abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes dataclasses"
-    " datetime decimal errno fractions functools gc importlib inspect io itertools json linecache"
-    " math numbers operator os pathlib random re select signal socket struct symtable sys threading"
-    " time traceback types typing uuid warnings zoneinfo"
+    "_signal abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes"
+    " dataclasses datetime decimal errno fractions functools gc importlib inspect io itertools"
+    " json linecache math numbers operator os pathlib random re select signal socket struct"
+    " symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -5457,8 +5458,25 @@ def build_child_filter(machine: str, own_calls: str = "") -> list[Instruction]:
     return [*assemble([*rules, *refusals]), Instruction(RETURN, 0, 0, ANSWERS["ALLOW"])]
 
 
-def pack_filter(program: list[Instruction]) -> bytes:
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+class Filter:
+    """A program as the kernel takes it, but for the pid of the process that installs it."""
+
+    def __init__(self, program: list[Instruction]) -> None:
+        packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+        self.buffer = ctypes.create_string_buffer(packed)
+        self.argument = struct.pack("H6xQ", len(program), ctypes.addressof(self.buffer))
+        self.pid_places = [
+            8 * number + 4
+            for number, instruction in enumerate(program)
+            if instruction.operand == PID
+        ]
+
+    def fill_in(self) -> bytes:
+        """What prctl() takes, for this process."""
+        pid = os.getpid()
+        for place in self.pid_places:
+            struct.pack_into("I", self.buffer, place, pid)
+        return self.argument
 
 
 # ── Isolation: files, limits and privileges ───────────────────────────────────────────────────────
@@ -5518,6 +5536,9 @@ def is_within(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
+Ceilings = list[tuple[int, tuple[int, int]]]  # resource limits as setrlimit() takes them
+
+
 class Isolation:
     """What this machine has to lock a process down with. Made once, in the zygote, which does to
     itself what is the same for all its children; each of them does the rest in lock_down()."""
@@ -5532,21 +5553,24 @@ class Isolation:
         self.abi = max(0, self.libc.syscall(444, 0, 0, 1, 0))
         known = RIGHTS_BY_ABI[min(self.abi, len(RIGHTS_BY_ABI) - 1)]
         self.known_rights = (1 << known) - 1
+        self.handled = struct.pack(
+            "QQQ", self.known_rights, 3 * (self.abi >= 4), 3 * (self.abi >= 6)
+        )
         self.filters = self.build_filters()
         self.readable: list[str] = []
         self.rules = self.build_rules(hidden) if self.abi else []
         self.niceness = min(19, os.nice(0) + 5)
 
-    def build_filters(self) -> dict[str, bytes]:
+    def build_filters(self) -> dict[str, Filter]:
         """By role. Empty where there is no seccomp, or an interpreter with other call numbers."""
         machine = os.uname().machine
         if self.libc.prctl(21, 0, None, 0, 0) < 0 or sys.maxsize < 2**32 or machine not in MACHINES:
             return {}
         return {
-            "zygote": pack_filter(build_base_filter(machine)),
-            "worker": pack_filter(build_child_filter(machine)),
-            "judge": pack_filter(build_child_filter(machine, JUDGE_CALLS)),
-            "sweeper": pack_filter(build_child_filter(machine, SWEEPER_CALLS)),
+            "zygote": Filter(build_base_filter(machine)),
+            "worker": Filter(build_child_filter(machine)),
+            "judge": Filter(build_child_filter(machine, JUDGE_CALLS)),
+            "sweeper": Filter(build_child_filter(machine, SWEEPER_CALLS)),
         }
 
     def build_rules(self, hidden: list[str]) -> list[bytes]:
@@ -5572,22 +5596,23 @@ class Isolation:
     def prctl(self, option: int, value: int) -> None:
         self.check(self.libc.prctl(option, value, None, 0, 0))
 
-    def set_limits(self, limits: dict[str, int]) -> None:
+    def read_limits(self, limits: dict[str, int]) -> Ceilings:
         """Limits by the names of resource.RLIMIT_*, but none higher than it is already."""
+        ceilings = []
         for name, value in limits.items():
             kind = getattr(self.resource, f"RLIMIT_{name}")
             _, most = self.resource.getrlimit(kind)
             value = value if most == self.resource.RLIM_INFINITY else min(value, most)
-            self.resource.setrlimit(kind, (value, value))
+            ceilings.append((kind, (value, value)))
+        return ceilings
+
+    def set_limits(self, ceilings: Ceilings) -> None:
+        for ceiling in ceilings:
+            self.resource.setrlimit(*ceiling)
 
     def install_filter(self, role: str) -> None:
         if self.filters:
-            program = self.filters[role].replace(
-                struct.pack("I", PID), struct.pack("I", os.getpid())
-            )
-            buffer = ctypes.create_string_buffer(program)
-            argument = struct.pack("H6xQ", len(program) // 8, ctypes.addressof(buffer))
-            self.check(self.libc.prctl(22, 2, argument, 0, 0))
+            self.check(self.libc.prctl(22, 2, self.filters[role].fill_in(), 0, 0))
 
     def restrict_zygote(self) -> None:
         """Give up, for good, what none of the children needs."""
@@ -5598,17 +5623,18 @@ class Isolation:
         version = struct.pack("Ii", 0x20080522, 0)
         if self.libc.capset(version, struct.pack("II16x", 4, 4)) < 0:
             self.check(self.libc.capset(version, bytes(24)))
-        self.set_limits({"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64})
+        common = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64}
+        self.set_limits(self.read_limits(common))
         self.install_filter("zygote")
 
-    def lock_down(self, role: str, folder: str | None, limits: dict[str, int]) -> None:
-        """Give up all but reading by the rules, writing in `folder`, and `limits`. In a fresh child
-        with one thread, whose own descriptors are 0 to 4: all others are closed."""
+    def lock_down(self, role: str, folder: str | None, ceilings: Ceilings) -> None:
+        """Give up all but reading by the rules, writing in `folder`, and `ceilings`. In a fresh
+        child with one thread, whose own descriptors are 0 to 4: all others are closed."""
         os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
         if self.abi:
             self.restrict_files(folder)
         os.closerange(5, 4096)
-        self.set_limits(limits)
+        self.set_limits(ceilings)
         if role == "judge" or not self.abi:
             # Its memory and files in /proc are root's alone then. With Landlock no worker reaches
             # /proc anyway, and the server can look for open files that have no name any more.
@@ -5617,8 +5643,7 @@ class Isolation:
 
     def restrict_files(self, folder: str | None) -> None:
         """By the system calls 444 to 446: landlock_create_ruleset, _add_rule, _restrict_self."""
-        handled = struct.pack("QQQ", self.known_rights, 3 * (self.abi >= 4), 3 * (self.abi >= 6))
-        ruleset = self.check(self.libc.syscall(444, handled, 24, 0, 0))
+        ruleset = self.check(self.libc.syscall(444, self.handled, 24, 0, 0))
         rules = self.rules
         if folder:
             rules = [*rules, self.pack_rule(OWN_FOLDER, os.open(folder, os.O_PATH))]
@@ -5633,7 +5658,7 @@ class Isolation:
         if child == 0:
             found = []
             try:
-                self.lock_down("worker", None, {"NOFILE": 16})
+                self.lock_down("worker", None, self.read_limits({"NOFILE": 16}))
                 limit = self.resource.getrlimit(self.resource.RLIMIT_NOFILE)
                 found = [
                     self.libc.getpgid(0) < 0,  # harmless, but refused
@@ -5658,13 +5683,14 @@ class Title:
     def __init__(self) -> None:
         with open("/proc/self/stat") as stat:
             facts = stat.read().rpartition(")")[2].split()
-        self.start = int(facts[45])
-        self.size = int(facts[46]) - self.start
+        start = int(facts[45])
+        self.size = int(facts[46]) - start
+        self.buffer = (ctypes.c_char * self.size).from_address(start)
 
     def set(self, role: str) -> None:
         text = f"python-env: {role}".encode()[: self.size - 2]
         # A last byte that is not NUL tells the kernel that this is no list of arguments any more.
-        ctypes.memmove(self.start, text.ljust(self.size - 1, b"\0") + b"\1", self.size)
+        self.buffer.raw = text.ljust(self.size - 1, b"\0") + b"\1"
 
 
 # ── Values on the line ────────────────────────────────────────────────────────────────────────────
@@ -7152,8 +7178,7 @@ class Interpreter:
         """Run one step; what it printed has reached the descriptors on return."""
         ending = Ending(exit_code=1)
         try:
-            if signal.getsignal(signal.SIGINT) != self.interrupt:
-                signal.signal(signal.SIGINT, self.interrupt)
+            _signal.signal(_signal.SIGINT, self.interrupt)
             if any(stream.closed for stream in self.streams):
                 self.open_streams()
             sys.stdin, sys.stdout, sys.stderr = self.streams
@@ -7326,11 +7351,10 @@ class Judge:
     of Score.run() with "fit" (may this process grade again?) and "broken" (why the line broke).
     {"died": status} is the report of a fork that ended without one."""
 
-    def __init__(self, sock: socket.socket, isolation: Isolation, limits: dict[str, int]) -> None:
+    def __init__(self, sock: socket.socket, isolation: Isolation) -> None:
         self.sock = sock
         self.mailbox = Mailbox(sock)
         self.isolation = isolation
-        self.limits = limits
         self.pid = os.getpid()
         self.folder = os.getcwd()
 
@@ -7447,7 +7471,6 @@ class Zygote:
         self.mailbox = mailbox
         self.worker = worker
         self.base = config["base"]
-        self.limits = config["limits"]
         self.own_pid = os.getpid()
         self.pids: dict[str, int] = {}  # of the living, by id, which names their folder as well
         self.ids: dict[int, str] = {}  # of all that were not reaped yet
@@ -7460,6 +7483,7 @@ class Zygote:
         signal.signal(signal.SIGINT, self.worker.interpreter.interrupt)
         self.restrict_stack()
         self.isolation.restrict_zygote()
+        self.limits = self.isolation.read_limits(config["limits"]["rlimits"])
 
     def restrict_stack(self) -> None:
         """Room for deep recursion of C: comparing two values that are 50,000 levels deep."""
@@ -7502,9 +7526,13 @@ class Zygote:
             self.reap(wait=True)
         try:
             folder = self.make_folder(command["id"])
+            # Here and not after the fork, because a fresh process pays dear for what it does first.
+            os.environ["HOME"] = folder
+            os.environ["TMPDIR"] = folder
+            seed_random(command["seed"])
             pid = os.fork()
             if not pid:
-                self.become(command["role"], command["seed"], fds, folder)
+                self.become(command["role"], fds, folder)
             self.pids[command["id"]] = pid
             self.ids[pid] = command["id"]
         except OSError as error:
@@ -7563,7 +7591,8 @@ class Zygote:
             return
         try:
             self.prepare_child("sweeper")
-            self.isolation.lock_down("sweeper", folder, {"NOFILE": 64, "CPU": 60})
+            limits = self.isolation.read_limits({"NOFILE": 64, "CPU": 60})
+            self.isolation.lock_down("sweeper", folder, limits)
             clear_folder(folder)
         finally:
             os._exit(0)
@@ -7598,27 +7627,23 @@ class Zygote:
         self.title.set(role)
         self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
 
-    def become(self, role: str, seed: int, fds: list[int], folder: str) -> None:
+    def become(self, role: str, fds: list[int], folder: str) -> None:
         """What a fork does; it never returns. Its descriptors come as control and, of a worker,
         line, standard output, standard error. The zygote has kept 0 to 4 free for them."""
         try:
             self.prepare_child(role)
             # All that is left to do of threading's own hook.
-            threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
+            threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
             # Opened anew, because the flags of a shared one could be seen by all other workers.
             null = os.open(os.devnull, os.O_RDWR)
             control, line, out, err = (*fds, *[null] * 3)[:4]
             for place, fd in enumerate((null, out, err, control, line)):
                 os.dup2(fd, place, inheritable=False)
             os.chdir(folder)
-            os.environ["HOME"] = folder
-            os.environ["TMPDIR"] = folder
-            self.isolation.lock_down(role, folder, self.limits["rlimits"])
-            seed_random(seed)
+            self.isolation.lock_down(role, folder, self.limits)
             if role == "judge":
-                Judge(self.worker.control.sock, self.isolation, self.limits).serve()
+                Judge(self.worker.control.sock, self.isolation).serve()
             else:
-                sys.modules["__main__"] = self.worker.interpreter.module
                 self.worker.work()
         except (EOFError, OSError):
             pass  # the server hung up
@@ -7695,6 +7720,7 @@ def rehearse(result_chars: int, null: int) -> Worker:
     worker.interpreter.steps = 0
     worker.peer = Peer(worker.peer.line, False)
     sys.stdin, sys.stdout, sys.stderr = own_streams
+    sys.modules["__main__"] = worker.interpreter.module
     return worker
 
 

@@ -7199,7 +7199,7 @@ class Interpreter:
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)  # for tracebacks
         self.running = True
         try:
-            return Ending(result=self.evaluate(ast.parse(code, name), name))
+            return Ending(result=self.evaluate(code, name))
         except SystemExit as error:
             if error.code is None or isinstance(error.code, int):
                 return Ending(exit_code=(error.code or 0) & 0xFF)
@@ -7208,9 +7208,14 @@ class Interpreter:
         except BaseException as error:  # noqa: BLE001
             return report_exception(error)
 
-    def evaluate(self, tree: ast.Module, name: str) -> str | None:
-        """Run a parsed step; returns the repr of a last expression, cut in the middle."""
+    def evaluate(self, code: str, name: str) -> str | None:
+        """Run a step; returns the repr of a last expression, cut in the middle."""
         names = vars(self.module)
+        block = compile_block(code, name)
+        if block:
+            exec(block, names)  # noqa: S102
+            return None
+        tree = ast.parse(code, name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         if tree.body:
             exec(compile(tree, name, "exec", dont_inherit=True), names)  # noqa: S102
@@ -7223,6 +7228,24 @@ class Interpreter:
         half = self.result_chars // 2
         over = len(text) - 2 * half
         return text if over <= 0 else f"{text[:half]}... {over} characters cut ...{text[-half:]}"
+
+
+def compile_block(code: str, name: str) -> types.CodeType | None:
+    """A step that ends inside a block, as most do; None for any other. It has no last expression to
+    look for, and a fresh process pays dear for making a syntax tree of objects.
+
+    Such a step's last line is indented, and another could follow it there."""
+    line = code.rstrip().rpartition("\n")[2]
+    text = line.lstrip(" \t")
+    indent = line[: len(line) - len(text)]
+    # A comment is no body of a block, nor is a backslash: but they would be, with a line to follow.
+    # To Python a lone \r ends a line, and a form feed ends its indentation.
+    if not indent or text.startswith(("#", "\f")) or text.endswith("\\") or "\r" in text:
+        return None
+    try:
+        return compile(f"{code}\n{indent}pass", name, "exec", dont_inherit=True)
+    except SyntaxError:
+        return None
 
 
 def report_exception(error: BaseException) -> Ending:

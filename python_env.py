@@ -7344,7 +7344,7 @@ class Mailbox:
         size = self.size
         if len(self.data) < max(size, 5):
             return None
-        message = json.loads(self.data[4:size])
+        message = json.loads(self.data[4:size].decode())
         del self.data[:size]
         return message
 
@@ -7380,6 +7380,9 @@ class Judge:
         self.isolation = isolation
         self.pid = os.getpid()
         self.folder = os.getcwd()
+        # The line to the last worker. It stays open until the next, so that the worker sleeps until
+        # it is killed, and spends no time on coming to an end by itself.
+        self.worker: socket.socket | None = None
 
     def serve(self) -> None:
         gc.disable()
@@ -7429,10 +7432,13 @@ class Judge:
             os._exit(70)
 
     def grade(self, message: dict) -> None:
-        line = Line(socket.socket(fileno=self.mailbox.take_fds(1)[0]))
-        with line.sock:
-            peer = Peer(line, True)
-            report = self.run(peer, message)
+        if self.worker:
+            self.worker.close()
+        self.worker = socket.socket(fileno=self.mailbox.take_fds(1)[0])
+        peer = Peer(Line(self.worker), True)
+        report = self.run(peer, message)
+        if peer.broken:
+            self.worker.close()
         peak = self.isolation.resource.getrusage(self.isolation.resource.RUSAGE_SELF).ru_maxrss
         fit = not (report.get("late") or peer.broken or os.listdir(self.folder))
         self.tell({**report, "fit": fit and peak < 262_144, "broken": peer.broken})

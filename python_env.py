@@ -7727,12 +7727,19 @@ def freshen(paths: list[str]) -> None:
                     file.read(1)
 
 
+REHEARSED = """
+def f(a: int, b=1):
+    if a:
+        return [a, *range(b)]
+"""
+
+
 def rehearse(result_chars: int, null: int) -> Worker:
     """Make a worker before the forks, and let it and a judge work a little, so that whatever the
     interpreter makes at first use is there. 0 to 4 are what they will be in a fork: a stream that
     is not made over a pipe lies about being seekable."""
     _, pipe = os.pipe()
-    control, _ = socket.socketpair()
+    control, server = socket.socketpair()
     line, far_line = socket.socketpair()
     own_streams = (sys.stdin, sys.stdout, sys.stderr)
     for place, fd in enumerate((null, pipe, pipe, control.fileno(), line.fileno())):
@@ -7740,28 +7747,28 @@ def rehearse(result_chars: int, null: int) -> Worker:
     worker = Worker(result_chars)
     names = vars(worker.interpreter.module)
     before = dict(names)
-    judge = Peer(Line(far_line), True)
+    judge_line = Line(far_line)
     for _ in range(12):
-        worker.interpreter.run("def f(a: int, b=1):\n    return [a, *range(b)]\nassert f(1)")
-        Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
-        rehearse_call(judge, worker.peer)
+        server.sendall(frame({"seq": 0, "code": REHEARSED, "stdin": None, "then": "serve"}))
+        judge = threading.Thread(target=rehearse_judge, args=(judge_line,))
+        judge.start()
+        with contextlib.suppress(ValueError):
+            worker.work()
+        judge.join()
+        worker.peer = Peer(worker.peer.line, False)
     names.clear()
     names.update(before)
     linecache.cache.clear()
     worker.interpreter.steps = 0
-    worker.peer = Peer(worker.peer.line, False)
     sys.stdin, sys.stdout, sys.stderr = own_streams
     sys.modules["__main__"] = worker.interpreter.module
     return worker
 
 
-def rehearse_call(judge: Peer, worker: Peer) -> None:
-    """A call across the line, with both ends in this process."""
-    number = worker.number(max)
-    answering = threading.Thread(target=lambda: worker.take_message(worker.line.receive()))
-    answering.start()
-    judge.request("__call__", number, [1, 2.5])
-    answering.join()
+def rehearse_judge(line: Line) -> None:
+    Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
+    Peer(line, True).request("names", 0, ["f"])["f"](1, 2)
+    line.send(frame(None))  # which is no message, and so ends the worker's work
 
 
 def zygote_main() -> None:

@@ -5491,6 +5491,7 @@ SYSTEM_FILES = (
     "/etc/ld.so.cache /usr/lib/locale /usr/share/zoneinfo /etc/localtime /dev/null /dev/zero"
     " /dev/random /dev/urandom /sys/devices/system/cpu/online"
 )
+STACK_BYTES = 128 << 20  # for deep recursion of C: comparing two values that are 50,000 levels deep
 SIGKILL = 9  # plain numbers: an enum's methods cost a fresh process dear
 
 
@@ -5623,7 +5624,7 @@ class Isolation:
         version = struct.pack("Ii", 0x20080522, 0)
         if self.libc.capset(version, struct.pack("II16x", 4, 4)) < 0:
             self.check(self.libc.capset(version, bytes(24)))
-        common = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64}
+        common = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64, "STACK": STACK_BYTES}
         self.set_limits(self.read_limits(common))
         self.install_filter("zygote")
 
@@ -7460,7 +7461,7 @@ class Judge:
 
 def cap_recursion() -> None:
     """Tests may raise the recursion limit, but not so far that a deep value overflows the stack of
-    C, for which restrict_stack() has made room."""
+    C, for which STACK_BYTES are room."""
     set_limit = sys.setrecursionlimit
 
     def set_capped_limit(limit: int) -> None:
@@ -7510,17 +7511,8 @@ class Zygote:
         self.isolation = Isolation(config["hidden"])
         # Until a worker runs code this ignores a Ctrl-C, which is the server's to handle.
         signal.signal(signal.SIGINT, self.worker.interpreter.interrupt)
-        self.restrict_stack()
         self.isolation.restrict_zygote()
         self.limits = self.isolation.read_limits(config["limits"]["rlimits"])
-
-    def restrict_stack(self) -> None:
-        """Room for deep recursion of C: comparing two values that are 50,000 levels deep."""
-        resource = self.isolation.resource
-        _, most = resource.getrlimit(resource.RLIMIT_STACK)
-        wanted = 128 << 20
-        soft = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        resource.setrlimit(resource.RLIMIT_STACK, (soft, most))
 
     def serve(self) -> None:
         self.tell(isolation=self.isolation.probe(), version=sys.version)

@@ -4588,14 +4588,16 @@ class Process:
 
     def read(self) -> None:
         if not self.mailbox.fill() or len(self.mailbox.data) > UNREAD_BYTES:
-            self.leave()
             self.zygote.command("end", self.key)  # so that it is reaped, whoever waits for it
+            self.leave()
         self.wake()
 
     def leave(self) -> None:
+        """No more can come from it, which whoever waits for a frame must know."""
         if not self.is_gone:
             self.is_gone = True
             self.loop.remove_reader(self.socket)
+            self.wake()
 
     @property
     def is_lost(self) -> bool:
@@ -4638,7 +4640,6 @@ class Process:
         self.why = self.why or why
         self.zygote.command("end", self.key)
         self.leave()
-        self.wake()
 
     async def was_taken(self) -> bool:
         """End it, unless it has ended; whether it died of a SIGKILL that nobody of ours sent."""
@@ -4948,7 +4949,6 @@ class ZygoteLink:
                 process.error = message.get("error", "")
                 process.ended.set_result(message.get("status", SIGKILL))
                 process.leave()
-                process.wake()
 
     def leave(self) -> None:
         """It died, or shall: its children die with it, by their death signal."""
@@ -4967,7 +4967,6 @@ class ZygoteLink:
             _, process = self.processes.popitem()
             process.ended.set_result(SIGKILL)
             process.leave()
-            process.wake()
 
     def command(self, op: str, key: str, fds: Sequence[int] = (), **more: Any) -> None:
         """Tell the zygote what to do. It may be behind with that, but only while it forks."""

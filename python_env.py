@@ -5081,8 +5081,6 @@ class Sandbox:
     async def start(self) -> ZygoteLink:
         """The running zygote; starts one where there is none, or where it died. Raises FactoryError
         when that fails."""
-        if self.zygote and self.zygote.is_alive():
-            return self.zygote
         async with self.starting:
             if self.zygote and self.zygote.is_alive():
                 return self.zygote

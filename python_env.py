@@ -4752,7 +4752,8 @@ class Verdict(NamedTuple):
 async def outcome_of(task: asyncio.Task[Any]) -> Any:
     """Its result. A task that close() cancelled has broken: who waits for it was not cancelled."""
     try:
-        await asyncio.wait([task])
+        if not task.done():  # else wait() would take two turns of the loop all the same
+            await asyncio.wait([task])
     except asyncio.CancelledError:
         task.cancel()
         raise

@@ -5334,7 +5334,8 @@ ALLOW
 """
 MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # the table's column, AUDIT_ARCH
 NEWEST_CALL = 470  # of Linux 6.19; a later one answers ENOSYS, so that libc falls back to an older
-PID = int.from_bytes(b"<pid", "little")  # stands for a process's own pid, until that is known
+PID_BYTES = b"<pid"  # stand for a process's own pid, until that is known
+PID = int.from_bytes(PID_BYTES, "little")
 
 # Of the kernel's BPF machine (linux/bpf_common.h): what it can do, and what a filter may answer.
 LOAD = 0x20
@@ -5460,20 +5461,13 @@ class Filter:
     """A program as the kernel takes it, but for the pid of the process that installs it."""
 
     def __init__(self, program: list[Instruction]) -> None:
-        packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-        self.buffer = ctypes.create_string_buffer(packed)
+        self.packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+        self.buffer = ctypes.create_string_buffer(self.packed)
         self.argument = struct.pack("H6xQ", len(program), ctypes.addressof(self.buffer))
-        self.pid_places = [
-            8 * number + 4
-            for number, instruction in enumerate(program)
-            if instruction.operand == PID
-        ]
 
     def fill_in(self) -> bytes:
         """What prctl() takes, for this process."""
-        pid = os.getpid()
-        for place in self.pid_places:
-            struct.pack_into("I", self.buffer, place, pid)
+        self.buffer.raw = self.packed.replace(PID_BYTES, os.getpid().to_bytes(4, "little"))
         return self.argument
 
 

@@ -7513,7 +7513,8 @@ class Zygote:
             self.sweep(f"{self.base}/{name}")
         gc.collect()
         gc.freeze()  # so that a child's collections do not touch, and copy, the shared pages
-        # What compiling this program took is given back, because a fork costs by the page.
+        # What compiling this program took is given back, because a fork costs by the page. With
+        # musl, which has no such function, int() does nothing.
         getattr(self.isolation.libc, "malloc_trim", int)(0)
         while self.fill():
             command = self.mailbox.take()

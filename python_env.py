@@ -64,6 +64,7 @@ Beside the file: test_judging.py holds the attacks and forgeries, to which five 
 
 from __future__ import annotations  # noqa: I001
 
+import _signal  # type: ignore[import-not-found]
 import argparse
 import array
 import ast
@@ -4444,14 +4445,16 @@ class Process:
 
     def read(self) -> None:
         if not self.mailbox.fill() or len(self.mailbox.data) > UNREAD_BYTES:
-            self.leave()
             self.zygote.command("end", self.key)  # so that it is reaped, whoever waits for it
+            self.leave()
         self.wake()
 
     def leave(self) -> None:
+        """No more can come from it, which whoever waits for a frame must know."""
         if not self.is_gone:
             self.is_gone = True
             self.loop.remove_reader(self.socket)
+            self.wake()
 
     @property
     def is_lost(self) -> bool:
@@ -4494,7 +4497,6 @@ class Process:
         self.why = self.why or why
         self.zygote.command("end", self.key)
         self.leave()
-        self.wake()
 
     async def was_taken(self) -> bool:
         """End it, unless it has ended; whether it died of a SIGKILL that nobody of ours sent."""
@@ -4607,7 +4609,8 @@ class Verdict(NamedTuple):
 async def outcome_of(task: asyncio.Task[Any]) -> Any:
     """Its result. A task that close() cancelled has broken: who waits for it was not cancelled."""
     try:
-        await asyncio.wait([task])
+        if not task.done():  # else wait() would take two turns of the loop all the same
+            await asyncio.wait([task])
     except asyncio.CancelledError:
         task.cancel()
         raise
@@ -4804,7 +4807,6 @@ class ZygoteLink:
                 process.error = message.get("error", "")
                 process.ended.set_result(message.get("status", SIGKILL))
                 process.leave()
-                process.wake()
 
     def leave(self) -> None:
         """It died, or shall: its children die with it, by their death signal."""
@@ -4823,7 +4825,6 @@ class ZygoteLink:
             _, process = self.processes.popitem()
             process.ended.set_result(SIGKILL)
             process.leave()
-            process.wake()
 
     def command(self, op: str, key: str, fds: Sequence[int] = (), **more: Any) -> None:
         """Tell the zygote what to do. It may be behind with that, but only while it forks."""
@@ -4938,8 +4939,6 @@ class Sandbox:
     async def start(self) -> ZygoteLink:
         """The running zygote; starts one where there is none, or where it died. Raises FactoryError
         when that fails."""
-        if self.zygote and self.zygote.is_alive():
-            return self.zygote
         async with self.starting:
             if self.zygote and self.zygote.is_alive():
                 return self.zygote
@@ -5390,10 +5389,10 @@ class Grader:
 # banner to the next one, below imports of PROGRAM_MODULES. So it uses no other chapter's names.
 
 PROGRAM_MODULES = (
-    "abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes dataclasses"
-    " datetime decimal errno fractions functools gc importlib inspect io itertools json linecache"
-    " math numbers operator os pathlib random re select signal socket struct symtable sys threading"
-    " time traceback types typing uuid warnings zoneinfo"
+    "_signal abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes"
+    " dataclasses datetime decimal errno fractions functools gc importlib inspect io itertools"
+    " json linecache math numbers operator os pathlib random re select signal socket struct"
+    " symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -5472,7 +5471,8 @@ ALLOW
 """
 MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # the table's column, AUDIT_ARCH
 NEWEST_CALL = 470  # of Linux 6.19; a later one answers ENOSYS, so that libc falls back to an older
-PID = int.from_bytes(b"<pid", "little")  # stands for a process's own pid, until that is known
+PID_BYTES = b"<pid"  # stand for a process's own pid, until that is known
+PID = int.from_bytes(PID_BYTES, "little")
 
 # Of the kernel's BPF machine (linux/bpf_common.h): what it can do, and what a filter may answer.
 LOAD = 0x20
@@ -5594,8 +5594,18 @@ def build_child_filter(machine: str, own_calls: str = "") -> list[Instruction]:
     return [*assemble([*rules, *refusals]), Instruction(RETURN, 0, 0, ANSWERS["ALLOW"])]
 
 
-def pack_filter(program: list[Instruction]) -> bytes:
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+class Filter:
+    """A program as the kernel takes it, but for the pid of the process that installs it."""
+
+    def __init__(self, program: list[Instruction]) -> None:
+        self.packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+        self.buffer = ctypes.create_string_buffer(self.packed)
+        self.argument = struct.pack("H6xQ", len(program), ctypes.addressof(self.buffer))
+
+    def fill_in(self) -> bytes:
+        """What prctl() takes, for this process."""
+        self.buffer.raw = self.packed.replace(PID_BYTES, os.getpid().to_bytes(4, "little"))
+        return self.argument
 
 
 # ── Isolation: files, limits and privileges ───────────────────────────────────────────────────────
@@ -5610,6 +5620,7 @@ SYSTEM_FILES = (
     "/etc/ld.so.cache /usr/lib/locale /usr/share/zoneinfo /etc/localtime /dev/null /dev/zero"
     " /dev/random /dev/urandom /sys/devices/system/cpu/online"
 )
+STACK_BYTES = 128 << 20  # for deep recursion of C: comparing two values that are 50,000 levels deep
 SIGKILL = 9  # plain numbers: an enum's methods cost a fresh process dear
 
 
@@ -5655,6 +5666,9 @@ def is_within(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
+Ceilings = list[tuple[int, tuple[int, int]]]  # resource limits as setrlimit() takes them
+
+
 class Isolation:
     """What this machine has to lock a process down with. Made once, in the zygote, which does to
     itself what is the same for all its children; each of them does the rest in lock_down()."""
@@ -5669,21 +5683,24 @@ class Isolation:
         self.abi = max(0, self.libc.syscall(444, 0, 0, 1, 0))
         known = RIGHTS_BY_ABI[min(self.abi, len(RIGHTS_BY_ABI) - 1)]
         self.known_rights = (1 << known) - 1
+        self.handled = struct.pack(
+            "QQQ", self.known_rights, 3 * (self.abi >= 4), 3 * (self.abi >= 6)
+        )
         self.filters = self.build_filters()
         self.readable: list[str] = []
         self.rules = self.build_rules(hidden) if self.abi else []
         self.niceness = min(19, os.nice(0) + 5)
 
-    def build_filters(self) -> dict[str, bytes]:
+    def build_filters(self) -> dict[str, Filter]:
         """By role. Empty where there is no seccomp, or an interpreter with other call numbers."""
         machine = os.uname().machine
         if self.libc.prctl(21, 0, None, 0, 0) < 0 or sys.maxsize < 2**32 or machine not in MACHINES:
             return {}
         return {
-            "zygote": pack_filter(build_base_filter(machine)),
-            "worker": pack_filter(build_child_filter(machine)),
-            "judge": pack_filter(build_child_filter(machine, JUDGE_CALLS)),
-            "sweeper": pack_filter(build_child_filter(machine, SWEEPER_CALLS)),
+            "zygote": Filter(build_base_filter(machine)),
+            "worker": Filter(build_child_filter(machine)),
+            "judge": Filter(build_child_filter(machine, JUDGE_CALLS)),
+            "sweeper": Filter(build_child_filter(machine, SWEEPER_CALLS)),
         }
 
     def build_rules(self, hidden: list[str]) -> list[bytes]:
@@ -5709,22 +5726,23 @@ class Isolation:
     def prctl(self, option: int, value: int) -> None:
         self.check(self.libc.prctl(option, value, None, 0, 0))
 
-    def set_limits(self, limits: dict[str, int]) -> None:
+    def read_limits(self, limits: dict[str, int]) -> Ceilings:
         """Limits by the names of resource.RLIMIT_*, but none higher than it is already."""
+        ceilings = []
         for name, value in limits.items():
             kind = getattr(self.resource, f"RLIMIT_{name}")
             _, most = self.resource.getrlimit(kind)
             value = value if most == self.resource.RLIM_INFINITY else min(value, most)
-            self.resource.setrlimit(kind, (value, value))
+            ceilings.append((kind, (value, value)))
+        return ceilings
+
+    def set_limits(self, ceilings: Ceilings) -> None:
+        for ceiling in ceilings:
+            self.resource.setrlimit(*ceiling)
 
     def install_filter(self, role: str) -> None:
         if self.filters:
-            program = self.filters[role].replace(
-                struct.pack("I", PID), struct.pack("I", os.getpid())
-            )
-            buffer = ctypes.create_string_buffer(program)
-            argument = struct.pack("H6xQ", len(program) // 8, ctypes.addressof(buffer))
-            self.check(self.libc.prctl(22, 2, argument, 0, 0))
+            self.check(self.libc.prctl(22, 2, self.filters[role].fill_in(), 0, 0))
 
     def restrict_zygote(self) -> None:
         """Give up, for good, what none of the children needs."""
@@ -5735,17 +5753,18 @@ class Isolation:
         version = struct.pack("Ii", 0x20080522, 0)
         if self.libc.capset(version, struct.pack("II16x", 4, 4)) < 0:
             self.check(self.libc.capset(version, bytes(24)))
-        self.set_limits({"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64})
+        common = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64, "STACK": STACK_BYTES}
+        self.set_limits(self.read_limits(common))
         self.install_filter("zygote")
 
-    def lock_down(self, role: str, folder: str | None, limits: dict[str, int]) -> None:
-        """Give up all but reading by the rules, writing in `folder`, and `limits`. In a fresh child
-        with one thread, whose own descriptors are 0 to 4: all others are closed."""
+    def lock_down(self, role: str, folder: str | None, ceilings: Ceilings) -> None:
+        """Give up all but reading by the rules, writing in `folder`, and `ceilings`. In a fresh
+        child with one thread, whose own descriptors are 0 to 4: all others are closed."""
         os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
         if self.abi:
             self.restrict_files(folder)
         os.closerange(5, 4096)
-        self.set_limits(limits)
+        self.set_limits(ceilings)
         if role == "judge" or not self.abi:
             # Its memory and files in /proc are root's alone then. With Landlock no worker reaches
             # /proc anyway, and the server can look for open files that have no name any more.
@@ -5754,8 +5773,7 @@ class Isolation:
 
     def restrict_files(self, folder: str | None) -> None:
         """By the system calls 444 to 446: landlock_create_ruleset, _add_rule, _restrict_self."""
-        handled = struct.pack("QQQ", self.known_rights, 3 * (self.abi >= 4), 3 * (self.abi >= 6))
-        ruleset = self.check(self.libc.syscall(444, handled, 24, 0, 0))
+        ruleset = self.check(self.libc.syscall(444, self.handled, 24, 0, 0))
         rules = self.rules
         if folder:
             rules = [*rules, self.pack_rule(OWN_FOLDER, os.open(folder, os.O_PATH))]
@@ -5770,7 +5788,7 @@ class Isolation:
         if child == 0:
             found = []
             try:
-                self.lock_down("worker", None, {"NOFILE": 16})
+                self.lock_down("worker", None, self.read_limits({"NOFILE": 16}))
                 limit = self.resource.getrlimit(self.resource.RLIMIT_NOFILE)
                 found = [
                     self.libc.getpgid(0) < 0,  # harmless, but refused
@@ -5795,13 +5813,14 @@ class Title:
     def __init__(self) -> None:
         with open("/proc/self/stat") as stat:
             facts = stat.read().rpartition(")")[2].split()
-        self.start = int(facts[45])
-        self.size = int(facts[46]) - self.start
+        start = int(facts[45])
+        self.size = int(facts[46]) - start
+        self.buffer = (ctypes.c_char * self.size).from_address(start)
 
     def set(self, role: str) -> None:
         text = f"python-env: {role}".encode()[: self.size - 2]
         # A last byte that is not NUL tells the kernel that this is no list of arguments any more.
-        ctypes.memmove(self.start, text.ljust(self.size - 1, b"\0") + b"\1", self.size)
+        self.buffer.raw = text.ljust(self.size - 1, b"\0") + b"\1"
 
 
 # ── Values on the line ────────────────────────────────────────────────────────────────────────────
@@ -7289,8 +7308,7 @@ class Interpreter:
         """Run one step; what it printed has reached the descriptors on return."""
         ending = Ending(exit_code=1)
         try:
-            if signal.getsignal(signal.SIGINT) != self.interrupt:
-                signal.signal(signal.SIGINT, self.interrupt)
+            _signal.signal(_signal.SIGINT, self.interrupt)
             if any(stream.closed for stream in self.streams):
                 self.open_streams()
             sys.stdin, sys.stdout, sys.stderr = self.streams
@@ -7311,7 +7329,7 @@ class Interpreter:
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)  # for tracebacks
         self.running = True
         try:
-            return Ending(result=self.evaluate(ast.parse(code, name), name))
+            return Ending(result=self.evaluate(code, name))
         except SystemExit as error:
             if error.code is None or isinstance(error.code, int):
                 return Ending(exit_code=(error.code or 0) & 0xFF)
@@ -7320,9 +7338,14 @@ class Interpreter:
         except BaseException as error:  # noqa: BLE001
             return report_exception(error)
 
-    def evaluate(self, tree: ast.Module, name: str) -> str | None:
-        """Run a parsed step; returns the repr of a last expression, cut in the middle."""
+    def evaluate(self, code: str, name: str) -> str | None:
+        """Run a step; returns the repr of a last expression, cut in the middle."""
         names = vars(self.module)
+        block = compile_block(code, name)
+        if block:
+            exec(block, names)  # noqa: S102
+            return None
+        tree = ast.parse(code, name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         if tree.body:
             exec(compile(tree, name, "exec", dont_inherit=True), names)  # noqa: S102
@@ -7335,6 +7358,24 @@ class Interpreter:
         half = self.result_chars // 2
         over = len(text) - 2 * half
         return text if over <= 0 else f"{text[:half]}... {over} characters cut ...{text[-half:]}"
+
+
+def compile_block(code: str, name: str) -> types.CodeType | None:
+    """A step that ends inside a block, as most do; None for any other. It has no last expression to
+    look for, and a fresh process pays dear for making a syntax tree of objects.
+
+    Such a step's last line is indented, and another could follow it there."""
+    line = code.rstrip().rpartition("\n")[2]
+    text = line.lstrip(" \t")
+    indent = line[: len(line) - len(text)]
+    # A comment is no body of a block, nor is a backslash: but they would be, with a line to follow.
+    # To Python a lone \r ends a line, and a form feed ends its indentation.
+    if not indent or text.startswith(("#", "\f")) or text.endswith("\\") or "\r" in text:
+        return None
+    try:
+        return compile(f"{code}\n{indent}pass", name, "exec", dont_inherit=True)
+    except SyntaxError:
+        return None
 
 
 def report_exception(error: BaseException) -> Ending:
@@ -7433,7 +7474,7 @@ class Mailbox:
         size = self.size
         if len(self.data) < max(size, 5):
             return None
-        message = json.loads(self.data[4:size])
+        message = json.loads(self.data[4:size].decode())
         del self.data[:size]
         return message
 
@@ -7463,13 +7504,15 @@ class Judge:
     of Score.run() with "fit" (may this process grade again?) and "broken" (why the line broke).
     {"died": status} is the report of a fork that ended without one."""
 
-    def __init__(self, sock: socket.socket, isolation: Isolation, limits: dict[str, int]) -> None:
+    def __init__(self, sock: socket.socket, isolation: Isolation) -> None:
         self.sock = sock
         self.mailbox = Mailbox(sock)
         self.isolation = isolation
-        self.limits = limits
         self.pid = os.getpid()
         self.folder = os.getcwd()
+        # The line to the last worker. It stays open until the next, so that the worker sleeps until
+        # it is killed, and spends no time on coming to an end by itself.
+        self.worker: socket.socket | None = None
 
     def serve(self) -> None:
         gc.disable()
@@ -7519,10 +7562,13 @@ class Judge:
             os._exit(70)
 
     def grade(self, message: dict) -> None:
-        line = Line(socket.socket(fileno=self.mailbox.take_fds(1)[0]))
-        with line.sock:
-            peer = Peer(line, True)
-            report = self.run(peer, message)
+        if self.worker:
+            self.worker.close()
+        self.worker = socket.socket(fileno=self.mailbox.take_fds(1)[0])
+        peer = Peer(Line(self.worker), True)
+        report = self.run(peer, message)
+        if peer.broken:
+            self.worker.close()
         peak = self.isolation.resource.getrusage(self.isolation.resource.RUSAGE_SELF).ru_maxrss
         fit = not (report.get("late") or peer.broken or os.listdir(self.folder))
         self.tell({**report, "fit": fit and peak < 262_144, "broken": peer.broken})
@@ -7544,7 +7590,7 @@ class Judge:
 
 def cap_recursion() -> None:
     """Tests may raise the recursion limit, but not so far that a deep value overflows the stack of
-    C, for which restrict_stack() has made room."""
+    C, for which STACK_BYTES are room."""
     set_limit = sys.setrecursionlimit
 
     def set_capped_limit(limit: int) -> None:
@@ -7584,7 +7630,6 @@ class Zygote:
         self.mailbox = mailbox
         self.worker = worker
         self.base = config["base"]
-        self.limits = config["limits"]
         self.own_pid = os.getpid()
         self.pids: dict[str, int] = {}  # of the living, by id, which names their folder as well
         self.ids: dict[int, str] = {}  # of all that were not reaped yet
@@ -7595,16 +7640,8 @@ class Zygote:
         self.isolation = Isolation(config["hidden"])
         # Until a worker runs code this ignores a Ctrl-C, which is the server's to handle.
         signal.signal(signal.SIGINT, self.worker.interpreter.interrupt)
-        self.restrict_stack()
         self.isolation.restrict_zygote()
-
-    def restrict_stack(self) -> None:
-        """Room for deep recursion of C: comparing two values that are 50,000 levels deep."""
-        resource = self.isolation.resource
-        _, most = resource.getrlimit(resource.RLIMIT_STACK)
-        wanted = 128 << 20
-        soft = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        resource.setrlimit(resource.RLIMIT_STACK, (soft, most))
+        self.limits = self.isolation.read_limits(config["limits"]["rlimits"])
 
     def serve(self) -> None:
         self.tell(isolation=self.isolation.probe(), version=sys.version)
@@ -7613,6 +7650,9 @@ class Zygote:
             self.sweep(f"{self.base}/{name}")
         gc.collect()
         gc.freeze()  # so that a child's collections do not touch, and copy, the shared pages
+        # What compiling this program took is given back, because a fork costs by the page. With
+        # musl, which has no such function, int() does nothing.
+        getattr(self.isolation.libc, "malloc_trim", int)(0)
         while self.fill():
             command = self.mailbox.take()
             while command:
@@ -7639,9 +7679,13 @@ class Zygote:
             self.reap(wait=True)
         try:
             folder = self.make_folder(command["id"])
+            # Here and not after the fork, because a fresh process pays dear for what it does first.
+            os.environ["HOME"] = folder
+            os.environ["TMPDIR"] = folder
+            seed_random(command["seed"])
             pid = os.fork()
             if not pid:
-                self.become(command["role"], command["seed"], fds, folder)
+                self.become(command["role"], fds, folder)
             self.pids[command["id"]] = pid
             self.ids[pid] = command["id"]
         except OSError as error:
@@ -7700,7 +7744,8 @@ class Zygote:
             return
         try:
             self.prepare_child("sweeper")
-            self.isolation.lock_down("sweeper", folder, {"NOFILE": 64, "CPU": 60})
+            limits = self.isolation.read_limits({"NOFILE": 64, "CPU": 60})
+            self.isolation.lock_down("sweeper", folder, limits)
             clear_folder(folder)
         finally:
             os._exit(0)
@@ -7735,27 +7780,23 @@ class Zygote:
         self.title.set(role)
         self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
 
-    def become(self, role: str, seed: int, fds: list[int], folder: str) -> None:
+    def become(self, role: str, fds: list[int], folder: str) -> None:
         """What a fork does; it never returns. Its descriptors come as control and, of a worker,
         line, standard output, standard error. The zygote has kept 0 to 4 free for them."""
         try:
             self.prepare_child(role)
             # All that is left to do of threading's own hook.
-            threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
+            threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
             # Opened anew, because the flags of a shared one could be seen by all other workers.
             null = os.open(os.devnull, os.O_RDWR)
             control, line, out, err = (*fds, *[null] * 3)[:4]
             for place, fd in enumerate((null, out, err, control, line)):
                 os.dup2(fd, place, inheritable=False)
             os.chdir(folder)
-            os.environ["HOME"] = folder
-            os.environ["TMPDIR"] = folder
-            self.isolation.lock_down(role, folder, self.limits["rlimits"])
-            seed_random(seed)
+            self.isolation.lock_down(role, folder, self.limits)
             if role == "judge":
-                Judge(self.worker.control.sock, self.isolation, self.limits).serve()
+                Judge(self.worker.control.sock, self.isolation).serve()
             else:
-                sys.modules["__main__"] = self.worker.interpreter.module
                 self.worker.work()
         except (EOFError, OSError):
             pass  # the server hung up
@@ -7808,12 +7849,19 @@ def freshen(paths: list[str]) -> None:
                     file.read(1)
 
 
+REHEARSED = """
+def f(a: int, b=1):
+    if a:
+        return [a, *range(b)]
+"""
+
+
 def rehearse(result_chars: int, null: int) -> Worker:
     """Make a worker before the forks, and let it and a judge work a little, so that whatever the
     interpreter makes at first use is there. 0 to 4 are what they will be in a fork: a stream that
     is not made over a pipe lies about being seekable."""
     _, pipe = os.pipe()
-    control, _ = socket.socketpair()
+    control, server = socket.socketpair()
     line, far_line = socket.socketpair()
     own_streams = (sys.stdin, sys.stdout, sys.stderr)
     for place, fd in enumerate((null, pipe, pipe, control.fileno(), line.fileno())):
@@ -7821,27 +7869,28 @@ def rehearse(result_chars: int, null: int) -> Worker:
     worker = Worker(result_chars)
     names = vars(worker.interpreter.module)
     before = dict(names)
-    judge = Peer(Line(far_line), True)
+    judge_line = Line(far_line)
     for _ in range(12):
-        worker.interpreter.run("def f(a: int, b=1):\n    return [a, *range(b)]\nassert f(1)")
-        Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
-        rehearse_call(judge, worker.peer)
+        server.sendall(frame({"seq": 0, "code": REHEARSED, "stdin": None, "then": "serve"}))
+        judge = threading.Thread(target=rehearse_judge, args=(judge_line,))
+        judge.start()
+        with contextlib.suppress(ValueError):
+            worker.work()
+        judge.join()
+        worker.peer = Peer(worker.peer.line, False)
     names.clear()
     names.update(before)
     linecache.cache.clear()
     worker.interpreter.steps = 0
-    worker.peer = Peer(worker.peer.line, False)
     sys.stdin, sys.stdout, sys.stderr = own_streams
+    sys.modules["__main__"] = worker.interpreter.module
     return worker
 
 
-def rehearse_call(judge: Peer, worker: Peer) -> None:
-    """A call across the line, with both ends in this process."""
-    number = worker.number(max)
-    answering = threading.Thread(target=lambda: worker.take_message(worker.line.receive()))
-    answering.start()
-    judge.request("__call__", number, [1, 2.5])
-    answering.join()
+def rehearse_judge(line: Line) -> None:
+    Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
+    Peer(line, True).request("names", 0, ["f"])["f"](1, 2)
+    line.send(frame(None))  # which is no message, and so ends the worker's work
 
 
 def zygote_main() -> None:

@@ -6738,8 +6738,9 @@ def is_class(name: str, told: str, tests: Source) -> bool:
 
 
 class ClassUses(ast.NodeVisitor):
-    """Whether a source uses a name as only a class can be used: in isinstance(), as a base, in an
-    `except`, with attributes, or with attributes of what calling it gives."""
+    """Whether a source uses a name as only a class is used: in isinstance(), as a base, in an
+    `except`, with attributes, or with attributes of what calling it gives; or what it gives with
+    an operator between two such, or as the target of an assignment to an item, or of a `+=`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -6763,6 +6764,24 @@ class ClassUses(ast.NodeVisitor):
         if self.is_made(node.value):
             targets = [each for each in node.targets if isinstance(each, (ast.Name, ast.Attribute))]
             self.held.update(map(ast.unparse, targets))
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        self.found = self.found or self.is_made(node.left) and self.is_made(node.right)
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        others = any(map(self.is_made, node.comparators))
+        self.found = self.found or others and self.is_made(node.left)
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self.found = self.found or self.is_made(node.target)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        is_target = not isinstance(node.ctx, ast.Load)
+        self.found = self.found or is_target and self.is_made(node.value)
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:

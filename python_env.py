@@ -5784,7 +5784,6 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     memoryview: lambda value: [bytes(value)],
     type({}.keys()): lambda value: [dict.fromkeys(value)],
     types.MappingProxyType: lambda value: [dict(value)],
-    types.SimpleNamespace: lambda value: [dict(vars(value))],
     fractions.Fraction: lambda value: [value.numerator, value.denominator],
     uuid.UUID: lambda value: [value.hex],
     zoneinfo.ZoneInfo: lambda value: [value.key],
@@ -5803,7 +5802,6 @@ MAKE: dict[type, Callable[..., Any]] = {
     tuple: lambda *items: items,
     frozenset: lambda *items: frozenset(items),
     type({}.keys()): dict.keys,
-    types.SimpleNamespace: lambda attributes: types.SimpleNamespace(**attributes),
     # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
     fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
     re.Pattern: re.compile,
@@ -5823,7 +5821,8 @@ REDUCED: tuple[type, ...] = (
 TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 
 # These are made empty and filled afterwards; what was changed in one of them travels back.
-MUTABLE = {list, set, dict, bytearray, collections.OrderedDict, collections.Counter}
+MUTABLE: set[type] = {list, set, dict, bytearray, types.SimpleNamespace}
+MUTABLE |= {collections.OrderedDict, collections.Counter}
 TAKE |= dict.fromkeys(MUTABLE, lambda value: ())
 MUTABLE |= {collections.defaultdict, collections.deque}
 KINDS = {kind.__name__: kind for kind in TAKE}
@@ -5919,6 +5918,8 @@ def read_contents(value: Any) -> list:
     """All that a mutable value holds, in one list that can be compared."""
     if is_array(value):
         return [value.tobytes()]
+    if type(value) is types.SimpleNamespace:
+        value = vars(value)
     if isinstance(value, dict):
         return [*itertools.chain.from_iterable(value.items())]
     return [*value]
@@ -5929,6 +5930,8 @@ def refill(value: Any, items: list) -> None:
     if is_array(value):
         value.flat = make_ndarray(value.dtype.str, value.shape, *items).flat
         return
+    if type(value) is types.SimpleNamespace:
+        value = vars(value)
     value.clear()
     if isinstance(value, dict):
         value.update(dict(zip(items[::2], items[1::2], strict=True)))

@@ -6095,6 +6095,7 @@ READABLE = SHOWN | dunders(
 INNER = {*TYPES.values(), functools.partial}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
+OWN = ("__dict__", "__annotations__")
 # Mirrors of objects of subclasses of these hold the content.
 CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
 HOLDERS = (type, BaseException, *CONTENT)
@@ -6476,7 +6477,9 @@ class Peer:
             return ask(mirror, name)
 
         space["__getattr__"] = get_missing
+        # Python would find these in the mirror itself, where there is nothing.
         space["__dict__"] = property(lambda mirror: ask(mirror, "__dict__"))
+        space["__annotations__"] = property(lambda mirror: ask(mirror, "__annotations__"))
         space["__class__"] = property(lambda mirror: real or type(mirror))
         if real:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
@@ -6547,6 +6550,8 @@ class Peer:
         base = self.mirror_base(owner)
         if name != "@get":
             return self.request("@get", self.held[id(base)], name)(item, *args, **kwargs)
+        if item is owner and args[0] in OWN:
+            return vars(type)[args[0]].__get__(item)
         value = getattr(base, *args)
         bind = getattr(type(value), "__get__", None)
         return bind(value, item, owner) if bind and item is not owner else value

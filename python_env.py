@@ -6169,12 +6169,21 @@ def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
     return getattr(target, method)(*args, **kwargs)
 
 
-def permits_special(method: str, kind: type, name: str) -> bool:
-    """Whether graded code may read or call this special attribute of an object of this class."""
+def is_of_tests(target: Any) -> bool:
+    """Whether it is a class that the tests define, or an object of one."""
+    kind = target if isinstance(target, type) else type(target)
+    return kind.__module__ == "__main__"
+
+
+def permits_special(method: str, target: Any, name: str) -> bool:
+    """Whether graded code may read, set or call this special attribute of an object."""
     if method == "@get":
         # Of an object's own attributes the public ones alone; perform() sees to that.
-        return name in SHOWN or (name == "__dict__" and kind.__module__ == "__main__")
-    return method not in SETTING and name in methods_of(kind) | {"__call__"}
+        return name in SHOWN or (name == "__dict__" and is_of_tests(target))
+    if method in SETTING:  # as a decorator of classes does
+        return isinstance(target, type) and is_of_tests(target) and name in SPECIAL - GUARDED
+    kind: Any = type(target)
+    return name in methods_of(kind) | {"__call__"}
 
 
 class Peer:
@@ -6321,7 +6330,7 @@ class Peer:
         if type(name) is not str or name in ("@await", "@super"):
             return False
         if name.startswith("__"):
-            return permits_special(method, kind, name)
+            return permits_special(method, target, name)
         if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
             return False  # a mock that was told to agree would
         if self.mirror_base(kind):
@@ -6330,7 +6339,7 @@ class Peer:
             return method == "@get"
         if kind in INNER or name.startswith("_"):
             return name in RESUMING
-        return method not in SETTING or kind.__module__ == "__main__"
+        return method not in SETTING or is_of_tests(target)
 
     # Taking apart
 

@@ -5788,8 +5788,7 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     uuid.UUID: lambda value: [value.hex],
     zoneinfo.ZoneInfo: lambda value: [value.key],
     array.array: lambda value: [value.typecode, value.tobytes()],
-    # Without defaults, which are the tests' business.
-    inspect.Parameter: lambda value: [value.name, value.kind, value.annotation],
+    inspect.Parameter: lambda value: [value.name, value.kind, value.default, value.annotation],
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
@@ -5805,7 +5804,9 @@ MAKE: dict[type, Callable[..., Any]] = {
     # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
     fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
     re.Pattern: re.compile,
-    inspect.Parameter: lambda name, kind, hint: inspect.Parameter(name, kind, annotation=hint),
+    inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
+        name, kind, default=default, annotation=hint
+    ),
     inspect.Signature: lambda parameters, hint: inspect.Signature(
         parameters, return_annotation=hint
     ),
@@ -6085,11 +6086,10 @@ SPECIAL = GUARDED.union(
 )
 # The special attributes of the tests' objects that the graded code may read, and the reverse.
 SHOWN = dunders(
-    "name qualname doc module signature wrapped annotations dataclass_fields dataclass_params"
+    "name qualname doc module signature wrapped annotations dataclass_fields dataclass_params code"
 )
 READABLE = SHOWN | dunders(
-    "annotations dict code defaults kwdefaults func self dataclass_fields dataclass_params"
-    " match_args members slots notes class_getitem"
+    "dict defaults kwdefaults func self match_args members slots notes class_getitem"
 )
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
 INNER = {*TYPES.values(), functools.partial}
@@ -6173,6 +6173,25 @@ def is_of_tests(target: Any) -> bool:
     """Whether it is a class that the tests define, or an object of one."""
     kind = target if isinstance(target, type) else type(target)
     return kind.__module__ == "__main__"
+
+
+def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
+    bare = [each.replace(default=each.empty) for each in signature.parameters.values()]
+    return signature.replace(parameters=bare)
+
+
+def show_arguments(code: types.CodeType) -> types.SimpleNamespace:
+    """What a decorator or a curry asks for; not the constants."""
+    count = code.co_argcount
+    return types.SimpleNamespace(co_argcount=count, co_varnames=code.co_varnames[:count])
+
+
+# What the graded code sees of the tests' special attributes, where it does not see all.
+CENSORS: dict[str, Callable[[Any], Any]] = {
+    "__dict__": lambda value: {name: value[name] for name in value if name[0] != "_"},
+    "__signature__": hide_defaults,
+    "__code__": show_arguments,
+}
 
 
 def permits_special(method: str, target: Any, name: str) -> bool:
@@ -6314,8 +6333,8 @@ class Peer:
         if self.trusted and target is type and len(args) + len(kwargs) > 1:
             raise TypeError("no class is made of the graded code's methods on the tests' side")
         result = call_method(method, target, args, kwargs)
-        if self.trusted and method == "@get" and args[0] == "__dict__":
-            result = {name: result[name] for name in result if name[0] != "_"}
+        if self.trusted and method == "@get":
+            result = CENSORS.get(args[0], lambda value: value)(result)
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
         return result

@@ -6136,11 +6136,9 @@ def event_loop() -> Any:
     return asyncio.new_event_loop()
 
 
-def run_awaitable(awaitable: Any) -> Any:
-    async def wait() -> Any:
-        return await awaitable
-
-    return event_loop().run_until_complete(wait())
+def is_coroutine(value: Any) -> bool:
+    """Or another awaitable of Python's own, as an asynchronous generator's."""
+    return isinstance(value, Awaitable) and type(value).__module__ == "builtins"
 
 
 def get_attribute(target: Any, name: str) -> Any:
@@ -6153,7 +6151,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
-    "@await": run_awaitable,
 }
 
 
@@ -6228,6 +6225,7 @@ class Peer:
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
+        self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
 
     # Asking and answering
@@ -6332,6 +6330,8 @@ class Peer:
             raise AttributeError(f"{method} of an object of the tests' is not to be had")
         if self.trusted and target is type and len(args) + len(kwargs) > 1:
             raise TypeError("no class is made of the graded code's methods on the tests' side")
+        if method == "@await":
+            return self.advance(target, *args)
         result = call_method(method, target, args, kwargs)
         if self.trusted and method == "@get":
             result = CENSORS.get(args[0], lambda value: value)(result)
@@ -6346,8 +6346,10 @@ class Peer:
         if not is_access:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or name in ("@await", "@super"):
+        if type(name) is not str or name == "@super":
             return False
+        if name == "@await":
+            return is_coroutine(target)
         if name.startswith("__"):
             return permits_special(method, target, name)
         if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
@@ -6383,11 +6385,12 @@ class Peer:
         return self.take_plainly(value) or self.take_object(value)
 
     def take_plainly(self, value: Any) -> Row | None:
-        """What the candidate's functions return crosses by content, as far as it has any."""
+        """A coroutine; and what the candidate's functions return, which crosses by content as far
+        as it has any."""
+        if is_coroutine(value):
+            return Row("awaits", [self.number(value)])
         if self.trusted or id(value) in self.numbers:
             return None
-        if isinstance(value, Awaitable) and type(value).__module__ == "builtins":
-            return Row("awaits", [self.number(value)])
         for base in (list, set, frozenset, dict):
             if isinstance(value, base):
                 return Row("is", [base(value)])
@@ -6423,7 +6426,33 @@ class Peer:
         return self.ours[number]
 
     async def build_awaits(self, number: int) -> Any:
-        return self.request("@await", number)
+        """Have the other end run its coroutine, and let this end's own go on meanwhile."""
+        import asyncio  # which few tasks need
+
+        is_cancelled = False
+        while not (outcome := self.request("@await", number, is_cancelled)):
+            try:
+                await asyncio.sleep(0)
+                is_cancelled = False
+            except asyncio.CancelledError:
+                is_cancelled = True
+        return outcome[0]
+
+    def advance(self, awaitable: Any, is_cancelled: bool) -> list:
+        """Let a coroutine of ours run for a moment, with all else on its event loop. Returns what
+        it returned in a list, which is empty until then."""
+        import asyncio
+
+        running = asyncio._get_running_loop()  # in which we were called, and which goes on later
+        task = self.tasks.get(id(awaitable))
+        if not task:
+            task = asyncio.ensure_future(awaitable, loop=running or event_loop())
+            self.tasks[id(awaitable)] = task
+        if is_cancelled:
+            task.cancel()
+        if not running:
+            event_loop().run_until_complete(asyncio.wait({task}, timeout=0.001))
+        return [task.result()] if task.done() else []
 
     def build_object(self, number: int, kind: Any, cause: Any, *content: Any) -> Any:
         """The mirror of the other end's object."""

@@ -6141,6 +6141,31 @@ def is_coroutine(value: Any) -> bool:
     return isinstance(value, Awaitable) and type(value).__module__ == "builtins"
 
 
+# What tests replace in their own process, so that the code prints to them or reads from them.
+REPLACEABLE = """
+sys.stdin sys.stdout sys.stderr builtins.print builtins.input time.sleep time.time
+random.random random.randint random.choice
+"""
+
+
+def read_replaceable() -> dict[str, Any]:
+    found = {}
+    for place in REPLACEABLE.split():
+        module, name = place.split(".")
+        found[place] = getattr(sys.modules[module], name)
+    return found
+
+
+own_replaceable = functools.cache(read_replaceable)  # as they were when it was first asked for
+
+
+def replace(_: Any, replaced: dict[str, Any]) -> None:
+    """Do here what the tests did there."""
+    for place, value in {**own_replaceable(), **replaced}.items():
+        module, name = place.split(".")
+        setattr(sys.modules[module], name, value)
+
+
 def get_attribute(target: Any, name: str) -> Any:
     return inspect.signature(target) if name == "__signature__" else getattr(target, name)
 
@@ -6151,14 +6176,15 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
+    "@replace": replace,
 }
 
 
 def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
-    if type(target) is dict:  # the namespace, which is asked for names
-        return {name: target[name] for name in args[0] if name in target}
     if method in OPERATIONS:
         return OPERATIONS[method](target, *args)
+    if type(target) is dict:  # the namespace, which is asked for names
+        return {name: target[name] for name in args[0] if name in target}
     if method == "__call__":
         return target(*args, **kwargs)  # because not each class has it that can be called
     if method.startswith("__"):
@@ -6225,6 +6251,8 @@ class Peer:
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
+        self.unreplaced = read_replaceable()
+        self.replaced: dict[str, Any] = {}  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
 
@@ -6238,6 +6266,8 @@ class Peer:
         """
         if self.broken:
             raise ConnectionError(self.broken)
+        if self.trusted:
+            self.tell_replaced()
         started = time.perf_counter()
         serial = next(self.serials)
         table, known = write_table([*args, kwargs or None], self.take_apart)
@@ -6261,6 +6291,14 @@ class Peer:
         if isinstance(result, StopIteration) and method not in RESUMING:
             raise RuntimeError("StopIteration")
         raise result
+
+    def tell_replaced(self) -> None:
+        """Tell of the streams and functions that the tests have put in the place of Python's."""
+        now = read_replaceable()
+        now = {name: now[name] for name in now if now[name] is not self.unreplaced[name]}
+        if [*map(id, now.values())] != [*map(id, self.replaced.values())]:
+            self.replaced = now
+            self.request("@replace", 0, now)
 
     def exchange(self, serial: int, question: bytes) -> tuple[str, Any]:
         """Send a question, and answer the other end's until the reply is there."""
@@ -6346,7 +6384,7 @@ class Peer:
         if not is_access:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or name == "@super":
+        if type(name) is not str or name in ("@super", "@replace"):
             return False
         if name == "@await":
             return is_coroutine(target)
@@ -7774,11 +7812,11 @@ def rehearse(result_chars: int, null: int) -> Worker:
     worker = Worker(result_chars)
     names = vars(worker.interpreter.module)
     before = dict(names)
-    judge = Peer(Line(far_line), True)
     for _ in range(12):
         worker.interpreter.run("def f(a: int, b=1):\n    return [a, *range(b)]\nassert f(1)")
         Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
-        rehearse_call(judge, worker.peer)
+        # A new one each time, because it looks at what the streams are.
+        rehearse_call(Peer(Line(far_line), True), worker.peer)
     names.clear()
     names.update(before)
     linecache.cache.clear()

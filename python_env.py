@@ -6809,15 +6809,21 @@ def is_runner(node: ast.expr) -> bool:
     return ast.unparse(node.func) in ("unittest.main", "pytest.main")
 
 
+def is_test_class(node: ast.ClassDef, used: set[str]) -> bool:
+    """Whether unittest or pytest would run it."""
+    is_plain = node.name.startswith("Test") and not node.bases and node.name not in used
+    return is_plain or "TestCase" in "".join(map(ast.unparse, node.bases))
+
+
 def uncalled_tests(tree: ast.Module) -> list[str]:
-    """The test functions, and the methods of unittest's classes, that nothing in the source calls:
-    "test_one", "TestAll.test_two"."""
+    """The test functions, and the methods of unittest's and pytest's classes, that nothing in the
+    source calls: "test_one", "TestAll.test_two"."""
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name not in used:
             found.append(node.name)
-        if isinstance(node, ast.ClassDef) and "TestCase" in "".join(map(ast.unparse, node.bases)):
+        if isinstance(node, ast.ClassDef) and is_test_class(node, used):
             methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
             found += [f"{node.name}.{each.name}" for each in methods if not is_skipped(each)]
     return [name for name in found if name.rpartition(".")[2].startswith("test")]
@@ -7199,13 +7205,33 @@ def run_test(name: str, space: dict[str, Any]) -> bool:
     """Run "test_one" or "TestAll.test_two"; whether it passed."""
     owner, _, method = name.rpartition(".")
     if not owner:
-        space[method]()
+        run_rows(space[method])
         return True
     import unittest
 
+    if not issubclass(space[owner], unittest.TestCase):
+        instance = space[owner]()
+        getattr(instance, "setup_method", bool)()
+        run_rows(getattr(instance, method))
+        return True
     result = unittest.TestResult()
     unittest.TestSuite([space[owner](method)]).run(result)
     return result.wasSuccessful() and not result.skipped
+
+
+def run_rows(test: Any) -> None:
+    """Call a test, once for each row of pytest's `parametrize` if one stands above it."""
+    calls: list[dict] = [{}]
+    for mark in getattr(test, "pytestmark", []):
+        if mark.name == "parametrize":
+            names, rows, *_ = mark.args
+            if isinstance(names, str):
+                names = re.findall(r"\w+", names)
+                rows = rows if len(names) > 1 else [[row] for row in rows]
+            given = [dict(zip(names, row, strict=True)) for row in rows]
+            calls = [{**call, **each} for call in calls for each in given]
+    for call in calls:
+        test(**call)
 
 
 def describe_fault(what: str, error: BaseException | None) -> str:

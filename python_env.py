@@ -6468,16 +6468,17 @@ class Peer:
         """Have the other end run its coroutine, and let this end's own go on meanwhile."""
         import asyncio  # which few tasks need
 
-        is_cancelled = False
-        while not (outcome := self.request("@await", number, is_cancelled)):
+        # In a loop it only starts at first: others may have to start before any of them goes on.
+        order = "start" if asyncio._get_running_loop() else "go on"
+        while not (outcome := self.request("@await", number, order)):
             try:
                 await asyncio.sleep(0)
-                is_cancelled = False
+                order = "go on"
             except asyncio.CancelledError:
-                is_cancelled = True
+                order = "cancel"
         return outcome[0]
 
-    def advance(self, awaitable: Any, is_cancelled: bool) -> list:
+    def advance(self, awaitable: Any, order: str) -> list:
         """Let a coroutine of ours run for a moment, with all else on its event loop. Returns what
         it returned in a list, which is empty until then."""
         import asyncio
@@ -6487,9 +6488,9 @@ class Peer:
         if not task:
             task = asyncio.ensure_future(awaitable, loop=running or event_loop())
             self.tasks[id(awaitable)] = task
-        if is_cancelled:
+        if order == "cancel":
             task.cancel()
-        if not running:
+        if order != "start" and not running:
             event_loop().run_until_complete(asyncio.wait({task}, timeout=0.001))
         return [task.result()] if task.done() else []
 

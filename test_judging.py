@@ -1186,19 +1186,20 @@ INSIDE = {
     "a patched module": (
         """
         from unittest import mock
-        with mock.patch('time.time', return_value=5):
-            assert f() == 5
+        with mock.patch('os.getcwd', return_value='/home'):
+            assert f() == '/home'
         """,
-        "import time\ndef f(): return time.time()",
+        "import os\ndef f(): return os.getcwd()",
     ),
-    "captured output": (
+    "a seed": (
         """
-        import contextlib, io
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out): f()
-        assert out.getvalue() == 'said\\n'
+        import random
+        random.seed(7)
+        wanted = random.random()
+        random.seed(7)
+        assert f() == wanted
         """,
-        "def f(): print('said')",
+        "import random\ndef f(): return random.random()",
     ),
     "the environment": (
         "import os\nos.environ['MODE'] = 'test'\nassert f() == 'test'",

@@ -5926,6 +5926,13 @@ def read_contents(value: Any) -> list:
     return [*value]
 
 
+def has_changed(value: Any, contents: list) -> bool:
+    now = read_contents(value)
+    if isinstance(value, dict):  # without the `==` of what it holds
+        return [*map(id, now)] != [*map(id, contents)]
+    return now != contents
+
+
 def refill(value: Any, items: list) -> None:
     """Give a mutable value other contents."""
     if is_array(value):
@@ -6252,6 +6259,9 @@ class Peer:
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
+        self.space: dict[str, Any] = {}  # the tests' names, in the judge
+        self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
+        self.lent: list = []  # the dict of the code's names that tests use, and its values
         self.unreplaced = read_replaceable()
         self.replaced: dict[str, Any] = {}  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
@@ -6272,6 +6282,7 @@ class Peer:
         started = time.perf_counter()
         serial = next(self.serials)
         table, known = write_table([*args, kwargs or None], self.take_apart)
+        known += self.lent
         question = frame([method, number, serial, table])
         asked = time.perf_counter()
         outcome, table = self.exchange(serial, question)
@@ -6281,6 +6292,8 @@ class Peer:
             for target, items in zip(changes[::2], changes[1::2], strict=True):
                 if is_mutable(target):
                     refill(target, items)
+            if self.lent:
+                self.lend(self.lent[0])
         except Exception as error:  # noqa: BLE001
             # Of a kind that hardly any test expects, because it must not pass for the code's own.
             raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
@@ -6316,6 +6329,14 @@ class Peer:
                 raise
             raise ConnectionError(self.broken) from None
 
+    def lend(self, names: dict[str, Any]) -> None:
+        """From now on, answers tell of changes in these names' values, too."""
+        for name, old in self.shown.items():
+            if name in names and self.space.get(name) is old:  # the tests have not bound it anew
+                self.space[name] = names[name]
+        self.shown = {name: names[name] for name in names if name in self.space}
+        self.lent = [names, *names.values()]
+
     def post(self, message: bytes) -> None:
         with self.sending:
             self.line.send(message)
@@ -6339,15 +6360,14 @@ class Peer:
     def answer(self, method: str, number: int, serial: int, table: Any) -> None:
         """Carry out what the other end asks, and send the outcome."""
         known: list = []
+        before: list[tuple] = []
         # Because the recursion limit is for the code on both ends, and not for what is between.
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
             (*args, kwargs), known = read_table(table, self.build)
+            known += self.lent
             before = [(value, read_contents(value)) for value in known if is_mutable(value)]
             values = [self.perform(method, self.ours[number], args, kwargs or {})]
-            for value, contents in before:
-                if read_contents(value) != contents:
-                    values += value, read_contents(value)
             outcome = "return"
         except TimeUp:
             raise
@@ -6355,6 +6375,13 @@ class Peer:
             outcome = "raise"
             values = [error]
         try:
+            if self.lent and not self.trusted:
+                names, *_ = self.lent
+                names.update({name: self.ours[0].get(name) for name in names})
+                self.lend(names)
+            for value, contents in before:
+                if has_changed(value, contents):
+                    values += value, read_contents(value)
             reply = self.write_reply(outcome, serial, values, known)
         except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
             reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200])])
@@ -6372,6 +6399,8 @@ class Peer:
         if method == "@await":
             return self.advance(target, *args)
         result = call_method(method, target, args, kwargs)
+        if type(target) is dict and method == "names":
+            self.lend(result)
         if self.trusted and method == "@get":
             result = CENSORS.get(args[0], lambda value: value)(result)
         if type(result) is target:
@@ -7566,6 +7595,8 @@ class Judge:
             space.update({name: found[name] for name in self.facts.names if name in found})
             for name in self.facts.classes:
                 peer.open_class(space.get(name))
+            peer.space = space
+            peer.lend({name: found[name] for name in self.facts.names if name in found})
         except Exception:  # noqa: BLE001
             return {"passed": 0}  # the line broke
         report = score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))

@@ -3027,7 +3027,6 @@ KNOWN_DIFFERENCES = {
         "Nothing in the task says that it asks for a class, and the name does not look like one's:"
         " as far as anybody can tell its objects are a function's, and see no operand."
     ),
-    "global counter": "The tests get the value that a global name had before they ran.",
     "copy/deepcopy": "A list that is an attribute's value is a copy: appending to it is lost.",
     "container: subclass of dict with missing": (
         "A method's result crosses as what it holds: here as a dict, which has no __missing__."

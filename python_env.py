@@ -6561,7 +6561,6 @@ class Peer:
         except TypeError:  # nothing can inherit from all of these
             kind = type.__new__(self.root, name, (), space)
         owner.append(kind)
-        type.__setattr__(kind, "__abstractmethods__", frozenset())  # mirrors can always be made
         if real and real.__module__ in ("collections.abc", "numbers"):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)

@@ -6133,8 +6133,7 @@ def describe(kind: Any) -> tuple:
     if is_standard(kind) and not issubclass(kind, HOLDERS):
         bases = []
     doc = kind.__doc__ if isinstance(kind.__doc__, str) else None
-    abstract = getattr(kind, "__abstractmethods__", ())
-    return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind), [*abstract]
+    return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind)
 
 
 @functools.cache
@@ -6541,7 +6540,7 @@ class Peer:
         """The mirror of the other end's class."""
         if number in self.theirs:
             return self.theirs[number]
-        name, module, doc, meta, given, methods, abstract = self.request("@describe", number)
+        name, module, doc, meta, given, methods = self.request("@describe", number)
         bases = [base or self.root for base in given if self.may_be_base(base)]
         if any(issubclass(base, HOLDERS) for base in bases):
             # It keeps the methods of what it holds, lest it lie about that.
@@ -6550,8 +6549,6 @@ class Peer:
         owner: list = []
         space = self.namespace(methods, real, owner)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
-        if abstract and self.trusted:
-            space["__init_subclass__"] = self.checker(abstract, owner)
         if any(issubclass(base, type) for base in bases):
             meta = type  # a metaclass keeps type's own
         elif meta is None or not issubclass(meta, self.root):
@@ -6564,16 +6561,6 @@ class Peer:
         if real and real.__module__ in ("collections.abc", "numbers"):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
-
-    def checker(self, abstract: list[str], owner: list) -> Any:
-        """What keeps a subclass that lacks some of these methods from having objects."""
-
-        def check(kind: Any) -> None:
-            missing = [name for name in abstract if getattr(kind, name) is getattr(owner[0], name)]
-            if missing:
-                kind.__abstractmethods__ = frozenset(missing)
-
-        return classmethod(check)
 
     def find_real(self, module: str, name: str, given: list) -> Any:
         """What it cannot inherit from, isinstance() can still be told; but not that it were a value

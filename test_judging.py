@@ -1186,19 +1186,20 @@ INSIDE = {
     "a patched module": (
         """
         from unittest import mock
-        with mock.patch('time.time', return_value=5):
-            assert f() == 5
+        with mock.patch('os.getcwd', return_value='/home'):
+            assert f() == '/home'
         """,
-        "import time\ndef f(): return time.time()",
+        "import os\ndef f(): return os.getcwd()",
     ),
-    "captured output": (
+    "a seed": (
         """
-        import contextlib, io
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out): f()
-        assert out.getvalue() == 'said\\n'
+        import random
+        random.seed(7)
+        wanted = random.random()
+        random.seed(7)
+        assert f() == wanted
         """,
-        "def f(): print('said')",
+        "import random\ndef f(): return random.random()",
     ),
     "the environment": (
         "import os\nos.environ['MODE'] = 'test'\nassert f() == 'test'",
@@ -3021,18 +3022,11 @@ CASE_FILES = ("judging_cases.jsonl", "judging_own.jsonl")
 
 # Right answers that earn less here than in plain Python, and why. A case that is paid after all
 # must leave this list; a wrong answer that earns everything has no place in it.
-NOT_SAID_TO_BE_A_CLASS = (
-    "Nothing in the task says that it asks for a class, and the tests compare its objects with"
-    " plain values: as far as anybody can tell they may be a function's, and see no operand."
-)
 KNOWN_DIFFERENCES = {
-    "operator result compared to plain": NOT_SAID_TO_BE_A_CLASS,
-    "lower-case class operators": NOT_SAID_TO_BE_A_CLASS,
-    "matrix index tuple / setitem / delitem": NOT_SAID_TO_BE_A_CLASS,
-    "operators: reflected with plain numbers": NOT_SAID_TO_BE_A_CLASS,
-    "vector operators": NOT_SAID_TO_BE_A_CLASS,
-    "operator chain": NOT_SAID_TO_BE_A_CLASS,
-    "global counter": "The tests get the value that a global name had before they ran.",
+    "lower-case class operators": (
+        "Nothing in the task says that it asks for a class, and the name does not look like one's:"
+        " as far as anybody can tell its objects are a function's, and see no operand."
+    ),
     "copy/deepcopy": "A list that is an attribute's value is a copy: appending to it is lost.",
     "container: subclass of dict with missing": (
         "A method's result crosses as what it holds: here as a dict, which has no __missing__."

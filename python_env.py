@@ -6636,7 +6636,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         imports=imports,
         total=total,
         alone=not helpers.reads & names,
-        pure=all(PureTests(source, known).holds() for source in sources),
+        pure=all(is_pure(source, known) for source in sources),
     )
 
 
@@ -6732,55 +6732,42 @@ def is_class(name: str, told: str, tests: Source) -> bool:
         said = rf"\bclass\s+[`'\"*]*{re.escape(name)}\b"
     if re.search(said, told):
         return True
-    uses = ClassUses(name)
-    uses.visit(tests.tree)
-    return name[0].isupper() and uses.found
+    return name[0].isupper() and is_used_as_class(name, tests.nodes)
 
 
-class ClassUses(ast.NodeVisitor):
+def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
     """Whether a source uses a name as only a class can be used: in isinstance(), as a base, in an
     `except`, with attributes, or with attributes of what calling it gives."""
+    held: set[str] = set()  # variables that hold what calling it gave
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.held: set[str] = set()  # variables that hold what calling it gave
-        self.found = False
-
-    def is_it(self, node: ast.AST | None) -> bool:
-        return isinstance(node, ast.Name) and node.id == self.name
-
-    def is_made(self, node: ast.AST) -> bool:
+    def is_made(node: Any) -> bool:
         """Whether this is what calling it gives, perhaps after operators."""
-        if isinstance(node, ast.Call):
-            passes_on = isinstance(node.func, ast.Name) and node.func.id in ("max", "min", "sum")
-            return self.is_it(node.func) or passes_on and any(map(self.is_made, node.args))
-        if isinstance(node, (ast.Name, ast.Attribute)):
-            return ast.unparse(node) in self.held
-        inner = (ast.BinOp, ast.UnaryOp, ast.List, ast.Tuple)
-        return isinstance(node, inner) and any(map(self.is_made, ast.iter_child_nodes(node)))
+        match node:
+            case ast.Call(func=ast.Name(id=called)):
+                passes_on = called in ("max", "min", "sum")
+                return called == name or passes_on and any(map(is_made, node.args))
+            case ast.Name() | ast.Attribute():
+                return ast.unparse(node) in held
+            case ast.BinOp() | ast.UnaryOp() | ast.List() | ast.Tuple():
+                return any(map(is_made, ast.iter_child_nodes(node)))
+        return False
 
-    def visit_Assign(self, node: ast.Assign) -> None:
-        if self.is_made(node.value):
-            targets = [each for each in node.targets if isinstance(each, (ast.Name, ast.Attribute))]
-            self.held.update(map(ast.unparse, targets))
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        self.found = self.found or self.is_it(node.value) or self.is_made(node.value)
-        self.generic_visit(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self.found = self.found or any(map(self.is_it, node.bases))
-        self.generic_visit(node)
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
-        self.found = self.found or self.is_it(node.type)
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        asks = isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
-        self.found = self.found or asks and any(map(self.is_it, node.args))
-        self.generic_visit(node)
+    used: list[Any] = []  # as only a class is
+    owners: list[ast.AST] = []  # of attributes
+    for node in nodes:
+        match node:
+            case ast.Assign(targets=targets) if is_made(node.value):
+                held.update(map(ast.unparse, targets))
+            case ast.ClassDef(bases=bases):
+                used += bases
+            case ast.ExceptHandler(type=kind):
+                used.append(kind)
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=asked):
+                used += asked
+            case ast.Attribute(value=owner):
+                owners.append(owner)
+    names = {node.id for node in used + owners if isinstance(node, ast.Name)}
+    return name in names or any(map(is_made, owners))
 
 
 # ── Tests that leave nothing behind ───────────────────────────────────────────────────────────────
@@ -6838,60 +6825,46 @@ PURE_MODULES = {
         " Tuple Union",
     }.items()
 }
-IMPURE_NODES = (ast.ClassDef, ast.Global, ast.AsyncFunctionDef, ast.Await, ast.AsyncFor)
 
 
-class PureTests(ast.NodeVisitor):
+def is_pure(source: Source, others: set[str]) -> bool:
     """Whether a source can leave nothing behind: every node is looked at, and one that is not known
     to be harmless settles it. `others`: names of handles, or of what was looked at elsewhere."""
+    known = others | source.defines | PURE_BUILTINS | {"_"}
+    # What may be used of a module, by the name it has here. An import may stand below a use of it.
+    modules = {
+        name.asname or name.name: PURE_MODULES.get(name.name, set())
+        for node in source.nodes
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    of_modules: set[ast.AST] = set()  # names that stand in `module.name`
 
-    def __init__(self, source: Source, others: set[str]) -> None:
-        self.source = source
-        self.known = others | source.defines | PURE_BUILTINS | {"_"}
-        self.modules: dict[str, set[str]] = {}  # what may be used of one, by the name it has here
-        self.pure = True
+    def is_harmless(node: Any) -> bool:
+        match node:
+            case ast.ClassDef() | ast.Global() | ast.AsyncFunctionDef() | ast.Await():
+                return False
+            case ast.Import(names=names):
+                return all(name.name in PURE_MODULES for name in names)
+            case ast.ImportFrom(names=names):
+                return {name.name for name in names} <= PURE_MODULES.get(str(node.module), set())
+            case ast.FunctionDef(name=name):
+                return not node.decorator_list and name[0] != "_"
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                return False
+            case ast.Attribute(value=ast.Name(id=name)) if name in modules:
+                of_modules.add(node.value)
+                return node.attr in modules[name]
+            case ast.Attribute(attr=name):
+                # Frames lead anywhere; a class may keep what is registered with it.
+                return not re.match("_|register$|(gi|cr|ag|tb|f|co)_", name)
+            case ast.Name(id=name) if name in modules:
+                return node in of_modules  # which were met before, as nodes come from the top down
+            case ast.Name(id=name):
+                return name in known or not hasattr(builtins, name) and name[0] != "_"
+        return True
 
-    def holds(self) -> bool:
-        for node in ast.walk(self.source.tree):  # an import may stand below a use of it
-            if isinstance(node, ast.Import):
-                self.note_import(node)
-        self.visit(self.source.tree)
-        return self.pure
-
-    def note_import(self, node: ast.Import) -> None:
-        for name in node.names:
-            self.refuse_unless(name.name in PURE_MODULES)
-            self.modules[name.asname or name.name] = PURE_MODULES.get(name.name, set())
-
-    def refuse_unless(self, fact: bool) -> None:
-        self.pure = self.pure and fact
-
-    def generic_visit(self, node: ast.AST) -> None:
-        self.refuse_unless(not isinstance(node, IMPURE_NODES))
-        super().generic_visit(node)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        names = {name.name for name in node.names}
-        self.refuse_unless(names <= PURE_MODULES.get(node.module or "", set()))
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        self.refuse_unless(not node.decorator_list and node.name[0] != "_")
-        self.generic_visit(node)
-
-    def visit_Name(self, node: ast.Name) -> None:
-        if node.id in self.modules:
-            self.refuse_unless(False)  # a module by itself, and not as `module.name`
-        is_local = not hasattr(builtins, node.id) and node.id[0] != "_"
-        self.refuse_unless(node.id in self.known or is_local)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        # Frames lead anywhere; a class may keep what is registered with it.
-        harmless = not re.match("_|register$|(gi|cr|ag|tb|f|co)_", node.attr)
-        self.refuse_unless(harmless and isinstance(node.ctx, ast.Load))
-        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
-            self.refuse_unless(node.attr in self.modules[node.value.id])
-        else:
-            self.visit(node.value)
+    return all(map(is_harmless, source.nodes))
 
 
 # ── Running tests ─────────────────────────────────────────────────────────────────────────────────

@@ -6623,7 +6623,10 @@ def read_tests(task: dict[str, str]) -> Facts:
         solution = Source("solution", task["solution"])
     except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
         solution = Source("solution", "")
-    total = count_tests(tests.tree)
+    asserts = sum(isinstance(node, ast.Assert) for node in tests.nodes)
+    total = asserts or len(uncalled_tests(tests.tree))
+    if not total:
+        raise BadTask("no assert: the tests have neither an assert statement nor a test function")
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
@@ -6668,25 +6671,6 @@ def share_names(
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
     imports = [*dict.fromkeys(lent.values()), *(f"import {name}" for name in sorted(modules))]
     return names, "\n".join(imports)
-
-
-def count_tests(tree: ast.Module) -> int:
-    """How many tests there are: asserts or, where there are none, test functions and methods."""
-    if not has_tests(tree.body):
-        raise BadTask("no assert: the tests have neither an assert statement nor a test function")
-    guards = [node for node in tree.body if isinstance(node, ast.If)]
-    guards = [node for node in guards if "__name__" in ast.unparse(node.test)]
-    if not has_tests([node for node in tree.body if node not in guards]):
-        raise BadTask("no assert of the tests would run: all stand below a `main` guard")
-    asserts = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    return asserts or len(uncalled_tests(tree))
-
-
-def has_tests(body: list[ast.stmt]) -> bool:
-    tree = ast.Module(body, [])
-    return any(isinstance(node, ast.Assert) for node in ast.walk(tree)) or bool(
-        uncalled_tests(tree)
-    )
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -6870,53 +6854,49 @@ def is_pure(source: Source, others: set[str]) -> bool:
 # ── Running tests ─────────────────────────────────────────────────────────────────────────────────
 
 FAILURES = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)  # all but TimeUp
-BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
-LOOP_STATEMENTS = (ast.For, ast.While, ast.AsyncFor)
 
 
-class Tests:
-    """The tests of a task, compiled so that a run goes on after a failed assert.
-
-    `assert T` becomes `try: check(n, T)  except: failed(n)`, and a loop stands in `with loop():`,
-    since an assert in a loop that did not end has not passed, though it held so far."""
+class Tests(ast.NodeTransformer):
+    """The tests of a task, compiled so that a run goes on after a failed assert: each stands in a
+    `with test(n):`, which takes what it raises. A loop stands in `with loop():`, since an assert in
+    a loop that did not end has not passed, though it held so far."""
 
     def __init__(self, source: str) -> None:
         tree = ast.parse(source)
         self.uncalled = uncalled_tests(tree)
         self.bound = bound_names(tree)
         self.asserts = 0
-        self.transform(tree.body)
-        self.code = compile(tree, "<tests>", "exec", dont_inherit=True)
+        tree = self.visit(tree)
+        self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
-    def transform(self, block: list[Any]) -> None:
-        """Replace the asserts of a block and of the blocks in it: only statements hold any."""
-        for place, node in enumerate(block):
-            if isinstance(node, ast.Expr) and is_runner(node.value):
-                # What it would run is run below, and its end would be a SystemExit.
-                block[place] = ast.Pass(**position(node))
-                continue
-            if isinstance(node, ast.Assert):
-                block[place] = self.attempt(node)
-                continue
-            for name in BLOCKS:
-                self.transform(getattr(node, name, []))
-            if isinstance(node, LOOP_STATEMENTS):
-                at = position(node)
-                manager = ast.Call(ast.Name("__loop__", ast.Load(), **at), [], [], **at)
-                block[place] = ast.With([ast.withitem(manager, None)], [node], None, **at)
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        # Only statements hold asserts, and expressions may be deep.
+        return node if isinstance(node, ast.expr) else super().generic_visit(node)
 
-    def attempt(self, node: ast.Assert) -> ast.Try:
-        at = position(node)
-        number = ast.Constant(self.asserts, **at)
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        # What it would run is run below, and its end would be a SystemExit.
+        return ast.copy_location(ast.Pass(), node) if is_runner(node.value) else node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         self.asserts += 1
+        node.msg = None
+        return stand_in(f"__test__({self.asserts - 1})", node)
 
-        def call(function: str, *arguments: ast.expr) -> ast.Expr:
-            name = ast.Name(function, ast.Load(), **at)
-            return ast.Expr(ast.Call(name, [*arguments], [], **at), **at)
+    def visit_loop(self, node: ast.stmt) -> ast.stmt:
+        self.generic_visit(node)
+        return stand_in("__loop__()", node)
 
-        failures = ast.Name("__failures__", ast.Load(), **at)
-        handler = ast.ExceptHandler(failures, None, [call("__failed__", number)], **at)
-        return ast.Try([call("__check__", number, node.test)], [handler], [], [], **at)
+    visit_For = visit_While = visit_AsyncFor = visit_loop
+
+
+def stand_in(manager: str, node: ast.stmt) -> ast.stmt:
+    """The statement within `with MANAGER:`."""
+    block: Any = ast.parse(f"with {manager}: 0").body[0]
+    block.body = []
+    for part in ast.walk(block):
+        ast.copy_location(part, node)
+    block.body = [node]
+    return block
 
 
 def bound_names(tree: ast.Module) -> set[str]:
@@ -6928,10 +6908,6 @@ def bound_names(tree: ast.Module) -> set[str]:
     names = {node.id for node in stores}
     named = (getattr(node, "name", None) for node in nodes)
     return names | {name for name in named if isinstance(name, str)}
-
-
-def position(node: ast.stmt) -> dict[str, Any]:
-    return {name: getattr(node, name) for name in node._attributes}
 
 
 class Score:
@@ -6946,24 +6922,21 @@ class Score:
         self.error = ""  # the built-in type of the first failure that was an exception
         self.loops: list[set[int]] = []  # of each running loop: the asserts that ran in it
         self.cut_short: set[int] = set()  # the asserts of loops that an exception ended
-        self.names = {
-            "__check__": self.check,
-            "__failed__": self.failed,
-            "__failures__": FAILURES,
-            "__loop__": self.loop,
-        }
 
-    def check(self, number: int, verdict: object) -> None:
-        if not verdict:
-            raise AssertionError
+    @contextlib.contextmanager
+    def test(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES:
+            self.marks[number] = False
+            self.failed()
+            return
         self.marks[number] = self.marks[number] is not False
         if self.loops:
             self.loops[-1].add(number)
 
-    def failed(self, number: int | None = None) -> None:
-        """Note the exception that is being handled; a failed assert's comes with its number."""
-        if number is not None:
-            self.marks[number] = False
+    def failed(self) -> None:
+        """Note the exception that is being handled."""
         self.fault = self.fault or self.find_fault(sys.exc_info()[1])
         kinds = (sys.exc_info()[0] or Exception).__mro__
         names = (kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
@@ -7005,14 +6978,14 @@ class Score:
         try:
             helpers = f"{facts.imports}\n{task['helpers']}"
             exec(compile(helpers, "<helpers>", "exec", dont_inherit=True), space)  # noqa: S102
-            space.update(self.names)
+            space.update(__test__=self.test, __loop__=self.loop)
             exec(self.tests.code, space)  # noqa: S102
             ended = self.run_uncalled(space)
         except TimeUp:
             late = True
         except BaseException as error:  # noqa: BLE001
             self.failed()
-            if facts.alone and "__check__" not in space:
+            if facts.alone and "__test__" not in space:
                 self.fault = describe_fault("the helpers", error)
         seconds.stop()
         if not ended:

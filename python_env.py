@@ -6576,15 +6576,16 @@ class Source:
             raise BadTask(f"the {what} {do} not compile: line {line}: {why[:160]!r}") from None
         self.nodes = [*ast.walk(self.tree)]
         self.imports: dict[str, str] = {}  # the name that an import binds, and the statement
+        self.star: set[str] = set()  # what `import *` binds
         for node in self.nodes:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 statement = ast.unparse(node)
                 for name in node.names:
                     self.imports[name.asname or name.name.partition(".")[0]] = statement
+                self.star.update(star_names(node))
         symbols = [*global_symbols(table)]
         self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-        self.star = {name for node in self.nodes for name in star_names(node)}
 
 
 def global_symbols(table: symtable.SymbolTable) -> Iterator[symtable.Symbol]:
@@ -6623,10 +6624,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         solution = Source("solution", task["solution"])
     except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
         solution = Source("solution", "")
-    asserts = sum(isinstance(node, ast.Assert) for node in tests.nodes)
-    total = asserts or len(uncalled_tests(tests.tree))
-    if not total:
-        raise BadTask("no assert: the tests have neither an assert statement nor a test function")
+    total = count_tests(tests)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
@@ -6673,6 +6671,21 @@ def share_names(
     return names, "\n".join(imports)
 
 
+def count_tests(tests: Source) -> int:
+    """How many tests there are: asserts or, where there are none, test functions and methods."""
+    asserts = [node for node in tests.nodes if isinstance(node, ast.Assert)]
+    uncalled = uncalled_tests(tests)
+    ifs = [node for node in tests.tree.body if isinstance(node, ast.If)]
+    guards = [node for node in ifs if "__name__" in ast.unparse(node.test)]
+    guarded = {node for guard in guards for node in ast.walk(guard)}
+    if not uncalled and guarded.issuperset(asserts):
+        raise BadTask(
+            "no assert of the tests would run: they have no assert statement and no test function,"
+            " or only below a `main` guard"
+        )
+    return len(asserts or uncalled)
+
+
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -6690,13 +6703,12 @@ def is_runner(node: ast.expr) -> bool:
     return ast.unparse(node.func) in ("unittest.main", "pytest.main")
 
 
-def uncalled_tests(tree: ast.Module) -> list[str]:
+def uncalled_tests(source: Source) -> list[str]:
     """The test functions, and the methods of unittest's classes, that nothing in the source calls:
     "test_one", "TestAll.test_two"."""
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name not in used:
+    for node in source.tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name not in source.reads:
             found.append(node.name)
         if isinstance(node, ast.ClassDef) and "TestCase" in "".join(map(ast.unparse, node.bases)):
             methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
@@ -6709,12 +6721,12 @@ def is_class(name: str, told: str, tests: Source) -> bool:
     the prompt, the set-up or the solution says so in code; or if it begins with a capital letter
     and the tests use it as one. The letter alone proves nothing, since a lying object would then
     pass for a function's result."""
-    if re.search(rf"(?m)^\s*(async )?def\s+{re.escape(name)}\b", told):
+    if name in re.findall(r"(?m)^[ \t]*(?:async )?def\s+(\w+)", told):
         return False
-    said = rf"(?m)^\s*class\s+{re.escape(name)}\s*[:(]|\bclass\s+[`'\"]+{re.escape(name)}\b"
+    said = r"(?m)(?:^[ \t]*class\s+(?=\w+\s*[:(])|\bclass\s+[`'\"]+)(\w+)"
     if name[0].isupper():
-        said = rf"\bclass\s+[`'\"*]*{re.escape(name)}\b"
-    if re.search(said, told):
+        said = r"\bclass\s+[`'\"*]*(\w+)"
+    if name in re.findall(said, told):
         return True
     return name[0].isupper() and is_used_as_class(name, tests.nodes)
 
@@ -6862,11 +6874,11 @@ class Tests(ast.NodeTransformer):
     a loop that did not end has not passed, though it held so far."""
 
     def __init__(self, source: str) -> None:
-        tree = ast.parse(source)
-        self.uncalled = uncalled_tests(tree)
-        self.bound = bound_names(tree)
+        read = Source("tests", source)
+        self.uncalled = uncalled_tests(read)
+        self.free = read.reads - read.defines
         self.asserts = 0
-        tree = self.visit(tree)
+        tree = self.visit(read.tree)
         self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -6899,23 +6911,12 @@ def stand_in(manager: str, node: ast.stmt) -> ast.stmt:
     return block
 
 
-def bound_names(tree: ast.Module) -> set[str]:
-    """All that a source binds to something, in any scope, but by imports."""
-    nodes = [*ast.walk(tree)]
-    stores = [
-        node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    ]
-    names = {node.id for node in stores}
-    named = (getattr(node, "name", None) for node in nodes)
-    return names | {name for name in named if isinstance(name, str)}
-
-
 class Score:
     """One run of some tests. `candidates`: the names that they take from the candidate."""
 
     def __init__(self, tests: Tests, candidates: list[str]) -> None:
         self.tests = tests
-        self.not_ours = tests.bound.union(candidates)
+        self.ours = tests.free.difference(candidates)
         self.fault = ""  # what is wrong with the tests themselves
         # Of each test: None until it ran, then whether it was always true.
         self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.uncalled))
@@ -6948,7 +6949,7 @@ class Score:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
         if not frames or frames[-1].f_code.co_filename not in ("<tests>", "<helpers>"):
             return ""
-        undefined = isinstance(error, NameError) and error.name not in self.not_ours
+        undefined = isinstance(error, NameError) and error.name in self.ours
         if undefined or isinstance(error, ImportError):
             return describe_fault("the tests", error)
         return ""

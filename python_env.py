@@ -5686,8 +5686,8 @@ class Title:
 #     "ndarray"        dtype, shape, bytes                an array of numpy's
 #     "known"          name                               one of KNOWN
 #     "error class"    module, name, built-in base        an exception class of Python's
-#     "error"          module, name, base, cause,         an exception of such a class
-#                      attributes, args …
+#     "error"          these three, cause, attributes,    an exception of such a class
+#                      args …
 #     "class"          number                             another class of the sender's
 #     "object"         number, class, cause, content …    another object of the sender's
 #     "awaits"         number                             a coroutine of the sender's
@@ -5866,30 +5866,22 @@ def is_standard(kind: type) -> bool:
     return find_class(kind.__module__, kind.__name__) is kind
 
 
+def name_error(kind: type) -> list[str]:
+    """A standard class of exceptions as find_error() knows it; the last is the built-in base."""
+    bases = (base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
+    return [kind.__module__, kind.__name__, next(bases)]
+
+
 def find_error(module: str, name: str, base: str) -> Any:
-    found = find_class(module, name) or find_unknown_error(module, name, base)
+    # Of one that is not imported here it is known what it inherits from.
+    found = find_class(module, name) or type(name, (vars(builtins)[base],), {"__module__": module})
     if not is_error(found):
         raise ValueError("no class of exceptions")
     return found
 
 
-@functools.lru_cache(maxsize=200)
-def find_unknown_error(module: str, name: str, base: str) -> Any:
-    """An error of a module that is not imported here: what it inherits from is known of it."""
-    known: Any = vars(builtins).get(base)
-    is_known = module.partition(".")[0] in STANDARD and is_error(known)
-    return type(name, (known,), {"__module__": module}) if is_known else None
-
-
-def builtin_base(kind: type) -> str:
-    """The name of the built-in class that an error is of."""
-    return next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
-
-
-def make_error(
-    module: str, name: str, base: str, cause: Any, attributes: dict, *args: Any
-) -> BaseException:
-    error = find_error(module, name, base)(*args)
+def make_error(names: list[str], cause: Any, attributes: dict, *args: Any) -> BaseException:
+    error = find_error(*names)(*args)
     error.__cause__ = cause
     vars(error).update(attributes)
     return error
@@ -6092,6 +6084,7 @@ READABLE = SHOWN | dunders(
 INNER = {*TYPES.values(), functools.partial}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
+PERMITTED = {"@describe", "@copy", "@deepcopy"}  # of OPERATIONS, besides "@get", for graded code
 # Mirrors of objects of subclasses of these hold the content.
 CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
 HOLDERS = (type, BaseException, *CONTENT)
@@ -6145,7 +6138,7 @@ def get_attribute(target: Any, name: str) -> Any:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "@get": get_attribute,
-    "@super": lambda kind, name, target, args, kwargs: getattr(kind, name)(target, *args, **kwargs),
+    "@names": lambda space, names: {name: space[name] for name in names if name in space},
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
@@ -6154,8 +6147,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
-    if type(target) is dict:  # the namespace, which is asked for names
-        return {name: target[name] for name in args[0] if name in target}
     if method in OPERATIONS:
         return OPERATIONS[method](target, *args)
     if method == "__call__":
@@ -6190,8 +6181,7 @@ class Peer:
         self.sending = threading.Lock()
         self.serials = itertools.count()
         self.replies: dict[int, Any] = {}  # to our questions; None: not there yet
-        self.ours: list = []  # objects that the other end knows by their number, their place here
-        self.numbers: dict[int, int] = {}  # id of such an object -> its number
+        self.ours: dict[int, Any] = {}  # objects that the other end knows, by number: 0, or the id
         self.theirs: dict[int, Any] = {}  # number -> the mirror of it: one each, so that `is` works
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
@@ -6314,7 +6304,7 @@ class Peer:
         if not is_access:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or name in ("@await", "@super"):
+        if type(name) is not str or name[:1] == "@" and name not in PERMITTED:
             return False
         if name.startswith("__"):
             return permits_special(method, kind, name)
@@ -6341,7 +6331,7 @@ class Peer:
             return Row("known", [NAMES[id(value)]])
         if isinstance(value, type):
             if is_error(value) and is_standard(value):
-                return Row("error class", [value.__module__, value.__name__, builtin_base(value)])
+                return Row("error class", name_error(value))
             return Row("class", [self.number(value)])
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             if kind.__name__ == "ndarray":
@@ -6352,7 +6342,7 @@ class Peer:
 
     def take_plainly(self, value: Any) -> Row | None:
         """What the candidate's functions return crosses by content, as far as it has any."""
-        if self.trusted or id(value) in self.numbers:
+        if self.trusted or id(value) in self.ours:
             return None
         if isinstance(value, Awaitable) and type(value).__module__ == "builtins":
             return Row("awaits", [self.number(value)])
@@ -6365,8 +6355,8 @@ class Peer:
         kind = type(value)
         cause = value.__cause__ if is_error(kind) else None
         if is_error(kind) and is_standard(kind):
-            known = [kind.__module__, kind.__name__, builtin_base(kind)]
-            return Row("error", [*known, cause, dict(vars(value)), *reduce_arguments(value)])
+            attributes = dict(vars(value))
+            return Row("error", [name_error(kind), cause, attributes, *reduce_arguments(value)])
         content = value.args if is_error(kind) else ()
         for base in CONTENT:
             if issubclass(kind, base):
@@ -6374,12 +6364,10 @@ class Peer:
         return Row("object", [self.number(value), kind, cause, *content])
 
     def number(self, value: Any) -> int:
-        number = self.numbers.setdefault(id(value), len(self.ours))
-        if number == len(self.ours):
-            if number >= REFERENCES:
-                raise ValueError(f"more than {REFERENCES} objects")
-            self.ours.append(value)
-        return number
+        if len(self.ours) >= REFERENCES:
+            raise ValueError(f"more than {REFERENCES} objects")
+        self.ours[id(value)] = value
+        return id(value)
 
     # Building
 
@@ -6417,8 +6405,7 @@ class Peer:
             # It keeps the methods of what it holds, lest it lie about that.
             methods -= {name for base in bases for name in dir(base)} - SPECIAL
         real = self.find_real(module, name, given)
-        owner: list = []
-        space = self.namespace(methods, real, owner)
+        space = self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
         if any(issubclass(base, type) for base in bases):
             meta = type  # a metaclass keeps type's own
@@ -6428,7 +6415,6 @@ class Peer:
             kind = type.__new__(meta, name, tuple(bases), space)
         except TypeError:  # nothing can inherit from all of these
             kind = type.__new__(self.root, name, (), space)
-        owner.append(kind)
         if real and real.__module__ in ("collections.abc", "numbers"):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
@@ -6453,11 +6439,9 @@ class Peer:
 
     # What mirrors do
 
-    def namespace(
-        self, methods: set[str], real: Any = None, owner: Sequence[Any] = ()
-    ) -> dict[str, Any]:
+    def namespace(self, methods: set[str], real: Any = None, owner: int = 0) -> dict[str, Any]:
         """What a mirrored class defines. `real`: what isinstance() shall take its instances for.
-        `owner`: to hold the class, once it is made."""
+        `owner`: its number."""
         names = {name for name in methods if name in SPECIAL or name[0] != "_"}
         names |= SETTING | {"__dir__"}
         space: dict[str, Any] = {name: self.forward(name, owner) for name in names}
@@ -6479,8 +6463,8 @@ class Peer:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
 
-    def forward(self, name: str, owner: Sequence[Any] = ()) -> Callable[..., Any]:
-        """The method of mirrors that calls the other end's. `owner`: holds the class it is of."""
+    def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
+        """The method of mirrors that calls the other end's. `owner`: the number of its class."""
         is_guarded = self.trusted and name in GUARDED
 
         def method(mirror: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -6496,8 +6480,7 @@ class Peer:
                 return self.refuse(mirror, name, args[0])
             if owner and getattr(type(mirror), name, method) is not method:
                 # As in Base.method(mirror) or super(): not what the object's own class has.
-                where = self.held[id(owner[0])]
-                result = self.request("@super", where, name, mirror, args, kwargs)
+                result = self.request("@get", owner, name)(mirror, *args, **kwargs)
             else:
                 result = self.request(name, number, *args, **kwargs)
             if is_open:
@@ -7198,7 +7181,7 @@ class Worker:
             self.control.send(frame(reply))
         if then == "inside":
             self.judge_inside(self.control.receive())
-        self.peer.number(vars(self.interpreter.module))
+        self.peer.ours[0] = vars(self.interpreter.module)
         self.peer.serve()
 
     def judge_inside(self, message: dict) -> None:
@@ -7342,7 +7325,7 @@ class Judge:
         score = Score(self.tests, self.facts.names)
         space: dict = {"__name__": "__main__"}
         try:
-            found = peer.request("names", 0, self.facts.names)
+            found = peer.request("@names", 0, self.facts.names)
             # Not the names of `found`: the other end may name anything.
             space.update({name: found[name] for name in self.facts.names if name in found})
             for name in self.facts.classes:

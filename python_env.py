@@ -5794,8 +5794,6 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
-    collections.defaultdict: lambda value: [value.default_factory],
-    collections.deque: lambda value: [value.maxlen],
 }
 MAKE: dict[type, Callable[..., Any]] = {
     int: lambda digits: int(digits, 16),
@@ -5813,12 +5811,12 @@ MAKE: dict[type, Callable[..., Any]] = {
     ),
     types.TracebackType: lambda: None,
     bytearray: lambda: bytearray(),
-    collections.deque: functools.partial(collections.deque, ()),
 }
 REDUCED: tuple[type, ...] = (
     *(complex, range, slice, types.GenericAlias, decimal.Decimal),
     *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
     *(pathlib.PosixPath, pathlib.PurePosixPath),
+    *(collections.defaultdict, collections.deque),
 )
 TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 
@@ -5930,27 +5928,24 @@ def refill(value: Any, items: list) -> None:
         value.extend(items)
 
 
-class Flat(list):
-    """Items that all stand for themselves."""
-
-
-def pack(items: Sequence[Any]) -> str | list:
-    """Items for a row: as they are, or in one string if they are numbers of one type."""
+def pack(items: Sequence[Any]) -> str | Sequence[Any]:
+    """Items for a row: in one string if they are numbers of one type, and in a tuple if all stand
+    for themselves."""
     kinds = [*map(type, items)]
     if kinds and kinds.count(kinds[0]) == len(kinds):
         for typecode in TYPECODES.get(kinds[0], ""):
             with contextlib.suppress(OverflowError):
                 data = array.array(typecode, items)
                 return typecode + binascii.b2a_base64(data, newline=False).decode()
-    return Flat(items) if ATOMS.issuperset(kinds) else [*items]
+    return tuple(items) if ATOMS.issuperset(kinds) else [*items]
 
 
 class Row(NamedTuple):
     """One value of a table, taken apart."""
 
     tag: str
-    parts: str | list
-    contents: str | list | None = None
+    parts: str | Sequence[Any]
+    contents: str | Sequence[Any] | None = None
 
 
 def needs_row(value: Any) -> bool:

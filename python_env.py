@@ -5865,7 +5865,10 @@ def is_standard(kind: type) -> bool:
 
 
 def name_error(kind: type) -> list[str]:
-    """A standard class of exceptions as find_error() knows it; the last is the built-in base."""
+    """What find_error() takes, the last being the built-in base; nothing for what is no standard
+    class of exceptions."""
+    if not (is_error(kind) and is_standard(kind)):
+        return []
     bases = (base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
     return [kind.__module__, kind.__name__, next(bases)]
 
@@ -6087,7 +6090,7 @@ HOLDERS = (type, BaseException, *CONTENT)
 
 def inherits_locally(kind: type) -> bool:
     """Do mirrors have themselves what this class defines, instead of asking for it?"""
-    return kind in (object, type, *CONTENT) or is_error(kind) and is_standard(kind)
+    return kind in (object, type, *CONTENT) or bool(name_error(kind))
 
 
 @functools.lru_cache(maxsize=200)
@@ -6307,9 +6310,7 @@ class Peer:
             return False  # a mock that was told to agree would
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
-        if kind is dataclasses.Field:
-            return method == "@get"
-        if kind in INNER or name.startswith("_"):
+        if kind in INNER or name.startswith("_") and kind is not dataclasses.Field:
             return name in RESUMING
         return method not in SETTING or kind.__module__ == "__main__"
 
@@ -6325,9 +6326,8 @@ class Peer:
         if id(value) in NAMES:
             return Row("known", [NAMES[id(value)]])
         if isinstance(value, type):
-            if is_error(value) and is_standard(value):
-                return Row("error class", name_error(value))
-            return Row("class", [self.number(value)])
+            names = name_error(value)
+            return Row("error class", names) if names else Row("class", [self.number(value)])
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             if kind.__name__ == "ndarray":
                 return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
@@ -6349,9 +6349,9 @@ class Peer:
     def take_object(self, value: Any) -> Row:
         kind = type(value)
         cause = value.__cause__ if is_error(kind) else None
-        if is_error(kind) and is_standard(kind):
-            attributes = dict(vars(value))
-            return Row("error", [name_error(kind), cause, attributes, *reduce_arguments(value)])
+        names = name_error(kind)
+        if names:
+            return Row("error", [names, cause, dict(vars(value)), *reduce_arguments(value)])
         content = value.args if is_error(kind) else ()
         for base in CONTENT:
             if issubclass(kind, base):
@@ -6438,12 +6438,7 @@ class Peer:
         """What a mirrored class defines. `real`: what isinstance() shall take its instances for.
         `owner`: its number."""
         names = {name for name in methods if name in SPECIAL or name[0] != "_"}
-        names |= SETTING | {"__dir__"}
-        space: dict[str, Any] = {name: self.forward(name, owner) for name in names}
-        space["__copy__"] = self.forward("@copy")
         deepcopy = self.forward("@deepcopy")
-        # Without the memo, which holds what else of the tests' is being copied.
-        space["__deepcopy__"] = lambda mirror, memo: deepcopy(mirror)
         ask = self.forward("@get")
 
         def get_missing(mirror: Any, name: str, /) -> Any:
@@ -6451,9 +6446,15 @@ class Peer:
                 raise AttributeError(name)
             return ask(mirror, name)
 
-        space["__getattr__"] = get_missing
-        space["__dict__"] = property(lambda mirror: ask(mirror, "__dict__"))
-        space["__class__"] = property(lambda mirror: real or type(mirror))
+        space: dict[str, Any] = {
+            **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
+            "__copy__": self.forward("@copy"),
+            # Without the memo, which holds what else of the tests' is being copied.
+            "__deepcopy__": lambda mirror, memo: deepcopy(mirror),
+            "__getattr__": get_missing,
+            "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
+            "__class__": property(lambda mirror: real or type(mirror)),
+        }
         if real:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
@@ -6466,7 +6467,7 @@ class Peer:
             number = self.held.get(id(mirror))
             is_local = name in SETTING and isinstance(mirror, BaseException)
             if number is None or is_local:
-                return self.call_inherited(mirror, name, args, kwargs)
+                return self.call_inherited(owner, mirror, name, args, kwargs)
             is_open = number in self.open
             # A class that the task asks for makes open objects; what its metaclass says of operands
             # is believed as little as what any other object does.
@@ -6514,17 +6515,17 @@ class Peer:
         """The mirrored class that `kind` inherits from, or None."""
         return next((base for base in kind.__mro__ if id(base) in self.held), None)
 
-    def call_inherited(self, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
-        owner = item if isinstance(item, type) else type(item)
-        if name in SETTING or item is owner and name != "@get":
-            local = type if item is owner else object
+    def call_inherited(self, number: int, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        """What a mirrored class, of this number, does for an object of a subclass."""
+        kind = item if isinstance(item, type) else type(item)
+        if name in SETTING or item is kind and name != "@get":
+            local = type if item is kind else object
             return getattr(local, name)(item, *args, **kwargs)
-        base = self.mirror_base(owner)
         if name != "@get":
-            return self.request("@get", self.held[id(base)], name)(item, *args, **kwargs)
-        value = getattr(base, *args)
+            return self.request("@get", number, name)(item, *args, **kwargs)
+        value = getattr(self.mirror_base(kind), *args)
         bind = getattr(type(value), "__get__", None)
-        return bind(value, item, owner) if bind and item is not owner else value
+        return bind(value, item, kind) if bind and item is not kind else value
 
 
 # ── Reading tests ─────────────────────────────────────────────────────────────────────────────────
@@ -6899,8 +6900,8 @@ class Score:
         # Of each test: None until it ran, then whether it was always true.
         self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.uncalled))
         self.error = ""  # the built-in type of the first failure that was an exception
-        self.loops: list[set[int]] = []  # of each running loop: the asserts that ran in it
-        self.cut_short: set[int] = set()  # the asserts of loops that an exception ended
+        self.held: list[int] = []  # the asserts that were true, in the order of running
+        self.cut_short: set[int] = set()  # those of loops that an exception ended
 
     @contextlib.contextmanager
     def test(self, number: int) -> Iterator[None]:
@@ -6911,8 +6912,7 @@ class Score:
             self.failed()
             return
         self.marks[number] = self.marks[number] is not False
-        if self.loops:
-            self.loops[-1].add(number)
+        self.held.append(number)
 
     def failed(self) -> None:
         """Note the exception that is being handled."""
@@ -6934,16 +6934,12 @@ class Score:
 
     @contextlib.contextmanager
     def loop(self) -> Iterator[None]:
-        self.loops.append(set())
+        begin = len(self.held)
         try:
             yield
         except BaseException:
-            self.cut_short |= self.loops[-1]
+            self.cut_short.update(self.held[begin:])
             raise
-        finally:
-            ran = self.loops.pop()
-            if self.loops:
-                self.loops[-1].update(ran)
 
     def run(
         self, task: dict[str, str], facts: Facts, space: dict[str, Any], seconds: Deadline

@@ -5937,8 +5937,8 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
     kinds = [*map(type, items)]
     if kinds and kinds.count(kinds[0]) == len(kinds):
         for typecode in TYPECODES.get(kinds[0], ""):
-            with contextlib.suppress(OverflowError):
-                data = array.array(typecode, items)
+            with contextlib.suppress(struct.error):
+                data = struct.pack(f"{len(items)}{typecode}", *items)
                 return typecode + binascii.b2a_base64(data, newline=False).decode()
     return tuple(items) if ATOMS.issuperset(kinds) else [*items]
 
@@ -6665,21 +6665,14 @@ def count_tests(tests: Source) -> int:
     return len(asserts or uncalled)
 
 
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def is_skipped(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether unittest.skip() or one of its kind stands above it."""
-    return any("skip" in ast.unparse(each) for each in method.decorator_list)
-
-
 def is_runner(node: ast.expr) -> bool:
     """Whether it is unittest.main(), pytest.main(...), or sys.exit() of one of them."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, (ast.Name, ast.Attribute)):
-        return False
-    if ast.unparse(node.func) in ("sys.exit", "exit") and node.args:
-        return is_runner(node.args[0])
-    return ast.unparse(node.func) in ("unittest.main", "pytest.main")
+    match node:
+        case ast.Call(ast.Attribute(ast.Name("unittest" | "pytest"), "main")):
+            return True
+        case ast.Call(ast.Attribute(ast.Name("sys"), "exit") | ast.Name("exit"), [what]):
+            return is_runner(what)
+    return False
 
 
 def uncalled_tests(source: Source) -> list[str]:
@@ -6690,8 +6683,10 @@ def uncalled_tests(source: Source) -> list[str]:
         if isinstance(node, ast.FunctionDef) and node.name not in source.reads:
             found.append(node.name)
         if isinstance(node, ast.ClassDef) and "TestCase" in "".join(map(ast.unparse, node.bases)):
-            methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
-            found += [f"{node.name}.{each.name}" for each in methods if not is_skipped(each)]
+            for each in node.body:
+                if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    is_skipped = "skip" in "".join(map(ast.unparse, each.decorator_list))
+                    found += [] if is_skipped else [f"{node.name}.{each.name}"]
     return [name for name in found if name.rpartition(".")[2].startswith("test")]
 
 

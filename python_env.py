@@ -6847,12 +6847,15 @@ class Tests(ast.NodeTransformer):
     `with test(n):`, which takes what it raises. A loop stands in `with loop():`, since an assert in
     a loop that did not end has not passed, though it held so far."""
 
-    def __init__(self, source: str) -> None:
-        read = Source("tests", source)
-        self.uncalled = uncalled_tests(read)
-        self.free = read.reads - read.defines
+    def __init__(self, task: dict[str, str], facts: Facts) -> None:
+        self.facts = facts
+        helpers = f"{facts.imports}\n{task['helpers']}"
+        self.helpers = compile(helpers, "<helpers>", "exec", dont_inherit=True)
+        source = Source("tests", task["tests"])
+        self.uncalled = uncalled_tests(source)
+        self.undefined = source.reads - source.defines - {*facts.names}
         self.asserts = 0
-        tree = self.visit(read.tree)
+        tree = self.visit(source.tree)
         self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -6886,11 +6889,10 @@ def stand_in(manager: str, node: ast.stmt) -> ast.stmt:
 
 
 class Score:
-    """One run of some tests. `candidates`: the names that they take from the candidate."""
+    """One run of some tests."""
 
-    def __init__(self, tests: Tests, candidates: list[str]) -> None:
+    def __init__(self, tests: Tests) -> None:
         self.tests = tests
-        self.ours = tests.free.difference(candidates)
         self.fault = ""  # what is wrong with the tests themselves
         # Of each test: None until it ran, then whether it was always true.
         self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.uncalled))
@@ -6922,7 +6924,7 @@ class Score:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
         if not frames or frames[-1].f_code.co_filename not in ("<tests>", "<helpers>"):
             return ""
-        undefined = isinstance(error, NameError) and error.name in self.ours
+        undefined = isinstance(error, NameError) and error.name in self.tests.undefined
         if undefined or isinstance(error, ImportError):
             return describe_fault("the tests", error)
         return ""
@@ -6936,18 +6938,14 @@ class Score:
             self.cut_short.update(self.held[begin:])
             raise
 
-    def run(
-        self, task: dict[str, str], facts: Facts, space: dict[str, Any], seconds: Deadline
-    ) -> dict[str, Any]:
+    def run(self, space: dict[str, Any]) -> dict[str, Any]:
         """Run helpers and tests with the names in `space`, and return the report: how many passed,
         whether all ran to the end without a failure, whether it was late, the first exception's
         type, and what is the task's own fault."""
         ended = False
         late = False
-        seconds.start()
         try:
-            helpers = f"{facts.imports}\n{task['helpers']}"
-            exec(compile(helpers, "<helpers>", "exec", dont_inherit=True), space)  # noqa: S102
+            exec(self.tests.helpers, space)  # noqa: S102
             space.update(__test__=self.test, __loop__=self.loop)
             exec(self.tests.code, space)  # noqa: S102
             ended = self.run_uncalled(space)
@@ -6955,9 +6953,8 @@ class Score:
             late = True
         except BaseException as error:  # noqa: BLE001
             self.failed()
-            if facts.alone and "__test__" not in space:
+            if self.tests.facts.alone and "__test__" not in space:
                 self.fault = describe_fault("the helpers", error)
-        seconds.stop()
         if not ended:
             for number in self.cut_short:
                 self.marks[number] = False
@@ -7003,31 +7000,26 @@ def describe_fault(what: str, error: BaseException | None) -> str:
     return f"{what} raised {type(error).__name__} in line {lines[-1] if lines else '?'}"
 
 
-class Deadline:
+@contextlib.contextmanager
+def time_limit(seconds: float, peer: Peer | None = None) -> Iterator[None]:
     """Raises TimeUp in the tests when their time is over, again and again, in case that a bare
     `except:` swallows the first. What the line itself took is not the candidate's time."""
+    end = time.monotonic() + seconds
 
-    def __init__(self, seconds: float, peer: Peer | None = None) -> None:
-        self.seconds = seconds
-        self.peer = peer
-
-    def start(self) -> None:
-        self.end = time.monotonic() + self.seconds
-        signal.signal(signal.SIGALRM, self.ring)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.05)
-
-    def stop(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def ring(self, _: int, frame: types.FrameType | None) -> None:
-        spent = 2 * self.peer.line_s if self.peer else 0.0  # the worker's share is about the same
-        if time.monotonic() < self.end + min(spent, self.seconds):
+    def ring(_: int, frame: types.FrameType | None) -> None:
+        spent = 2 * peer.line_s if peer else 0.0  # the worker's share is about the same
+        if time.monotonic() < end + min(spent, seconds):
             return
         # Only where a test is running: what handles the first one must not be interrupted.
         while frame:
             if frame.f_code.co_filename in ("<tests>", "<helpers>"):
                 raise TimeUp
             frame = frame.f_back
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 # ── Interpreter ───────────────────────────────────────────────────────────────────────────────────
@@ -7172,11 +7164,10 @@ class Worker:
 
     def judge_inside(self, message: dict) -> None:
         """Run the tests where the code ran, after it: exact, and forgeable."""
-        task = message["task"]
-        facts = Facts(**message["facts"])
-        score = Score(Tests(task["tests"]), facts.names)
-        space = vars(self.interpreter.module)
-        self.control.send(frame(score.run(task, facts, space, Deadline(message["seconds"]))))
+        score = Score(Tests(message["task"], Facts(**message["facts"])))
+        with time_limit(message["seconds"]):
+            report = score.run(vars(self.interpreter.module))
+        self.control.send(frame(report))
 
 
 # ── Judge ─────────────────────────────────────────────────────────────────────────────────────────
@@ -7242,11 +7233,10 @@ class Judge:
     of Score.run() with "fit" (may this process grade again?) and "broken" (why the line broke).
     {"died": status} is the report of a fork that ended without one."""
 
-    def __init__(self, sock: socket.socket, isolation: Isolation, limits: dict[str, int]) -> None:
+    def __init__(self, sock: socket.socket, isolation: Isolation) -> None:
         self.sock = sock
         self.mailbox = Mailbox(sock)
         self.isolation = isolation
-        self.limits = limits
         self.pid = os.getpid()
         self.folder = os.getcwd()
 
@@ -7257,7 +7247,7 @@ class Judge:
             message = self.mailbox.wait()
             if "task" in message:
                 self.tell(self.prepare(message["task"], message["facts"]))
-            elif self.facts.pure:
+            elif self.tests.facts.pure:
                 self.grade(message)
             else:
                 self.grade_in_fork(message)
@@ -7269,15 +7259,12 @@ class Judge:
 
     def prepare(self, task: dict[str, str], facts: dict | None) -> dict:
         try:
-            self.facts = Facts(**facts) if facts else read_tests(task)
-            self.task = task
-            self.tests = Tests(task["tests"])
-            compile(task["helpers"], "<helpers>", "exec", dont_inherit=True)
+            self.tests = Tests(task, Facts(**facts) if facts else read_tests(task))
         except BadTask as error:
             return {"bad": str(error)}
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return {"bad": f"the tests do not compile: {error!s:.160}"}
-        return {"facts": self.facts._asdict()}
+        return {"facts": self.tests.facts._asdict()}
 
     def grade_in_fork(self, message: dict) -> None:
         """Grade in a copy of this process, so that whatever the tests change goes with it."""
@@ -7308,17 +7295,18 @@ class Judge:
 
     def run(self, peer: Peer, message: dict) -> dict:
         seed_random(message["seed"])
-        score = Score(self.tests, self.facts.names)
+        facts = self.tests.facts
         space: dict = {"__name__": "__main__"}
         try:
-            found = peer.request("@names", 0, self.facts.names)
+            found = peer.request("@names", 0, facts.names)
             # Not the names of `found`: the other end may name anything.
-            space.update({name: found[name] for name in self.facts.names if name in found})
-            for name in self.facts.classes:
+            space.update({name: found[name] for name in facts.names if name in found})
+            for name in facts.classes:
                 peer.open_class(space.get(name))
         except Exception:  # noqa: BLE001
             return {"passed": 0}  # the line broke
-        return score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))
+        with time_limit(message["seconds"], peer):
+            return Score(self.tests).run(space)
 
 
 def cap_recursion() -> None:
@@ -7532,7 +7520,7 @@ class Zygote:
             self.isolation.lock_down(role, folder, self.limits["rlimits"])
             seed_random(seed)
             if role == "judge":
-                Judge(self.worker.control.sock, self.isolation, self.limits).serve()
+                Judge(self.worker.control.sock, self.isolation).serve()
             else:
                 sys.modules["__main__"] = self.worker.interpreter.module
                 self.worker.work()
@@ -7601,9 +7589,14 @@ def rehearse(result_chars: int, null: int) -> Worker:
     names = vars(worker.interpreter.module)
     before = dict(names)
     judge = Peer(Line(far_line), True)
+    tests = {
+        "tests": "def check(f):\n    for x in f(1):\n        assert x\ncheck(f)",
+        "helpers": "",
+    }
+    facts = Facts(["f"], [], "import math", 1, True, True)
     for _ in range(12):
         worker.interpreter.run("def f(a: int, b=1):\n    return [a, *range(b)]\nassert f(1)")
-        Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
+        Tests(tests, facts)
         rehearse_call(judge, worker.peer)
     names.clear()
     names.update(before)

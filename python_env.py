@@ -5803,14 +5803,16 @@ MAKE: dict[type, Callable[..., Any]] = {
     type({}.keys()): dict.keys,
     types.SimpleNamespace: lambda attributes: types.SimpleNamespace(**attributes),
     # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
-    fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
+    fractions.Fraction: lambda *pair: fractions.Fraction(*map(operator.index, pair)),
     re.Pattern: re.compile,
     inspect.Parameter: lambda name, kind, hint: inspect.Parameter(name, kind, annotation=hint),
     inspect.Signature: lambda parameters, hint: inspect.Signature(
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
+    # Empty, because what would fill them may have no end.
     bytearray: lambda: bytearray(),
+    collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),
 }
 REDUCED: tuple[type, ...] = (
     *(complex, range, slice, types.GenericAlias, decimal.Decimal),

@@ -6125,13 +6125,6 @@ def event_loop() -> Any:
     return asyncio.new_event_loop()
 
 
-def run_awaitable(awaitable: Any) -> Any:
-    async def wait() -> Any:
-        return await awaitable
-
-    return event_loop().run_until_complete(wait())
-
-
 def get_attribute(target: Any, name: str) -> Any:
     return inspect.signature(target) if name == "__signature__" else getattr(target, name)
 
@@ -6142,7 +6135,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
-    "@await": run_awaitable,
+    "@await": lambda awaitable: event_loop().run_until_complete(awaitable),
 }
 
 

@@ -6391,9 +6391,9 @@ class Peer:
             return self.theirs[number]
         name, module, doc, meta, given, methods = self.request("@describe", number)
         bases = [base or self.root for base in given if self.may_be_base(base)]
-        if any(issubclass(base, HOLDERS) for base in bases):
-            # It keeps the methods of what it holds, lest it lie about that.
-            methods -= {name for base in bases for name in dir(base)} - SPECIAL
+        # It keeps the methods of what it holds, lest it lie about that.
+        holders = (base for base in bases if issubclass(base, HOLDERS))
+        methods -= {name for base in holders for name in dir(base)} - SPECIAL
         real = self.find_real(module, name, given)
         space = self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}

@@ -6397,14 +6397,9 @@ class Peer:
         real = self.find_real(module, name, given)
         space = self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
-        if any(issubclass(base, type) for base in bases):
-            meta = type  # a metaclass keeps type's own
-        elif meta is None or not issubclass(meta, self.root):
+        if meta is None or not issubclass(meta, self.root):
             meta = self.root
-        try:
-            kind = type.__new__(meta, name, tuple(bases), space)
-        except TypeError:  # nothing can inherit from all of these
-            kind = type.__new__(self.root, name, (), space)
+        kind = type.__new__(meta, name, tuple(bases), space)
         if real and real.__module__ in ("collections.abc", "numbers"):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)

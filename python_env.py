@@ -5866,13 +5866,18 @@ def is_standard(kind: type) -> bool:
     return find_class(kind.__module__, kind.__name__) is kind
 
 
+def builtin_base(kind: type) -> str:
+    """The name of the first of its bases that is built in."""
+    bases = (base.__name__ for base in kind.__mro__ if vars(builtins).get(base.__name__) is base)
+    return next(bases)
+
+
 def name_error(kind: type) -> list[str]:
     """What find_error() takes, the last being the built-in base; nothing for what is no standard
     class of exceptions."""
     if not (is_error(kind) and is_standard(kind)):
         return []
-    bases = (base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
-    return [kind.__module__, kind.__name__, next(bases)]
+    return [kind.__module__, kind.__name__, builtin_base(kind)]
 
 
 def find_error(module: str, name: str, base: str) -> Any:
@@ -6894,24 +6899,21 @@ class Score:
     def test(self, number: int) -> Iterator[None]:
         try:
             yield
-        except FAILURES:
+        except FAILURES as error:
             self.marks[number] = False
-            self.failed()
+            self.failed(error)
             return
         self.marks[number] = self.marks[number] is not False
         self.held.append(number)
 
-    def failed(self) -> None:
-        """Note the exception that is being handled."""
-        self.fault = self.fault or self.find_fault(sys.exc_info()[1])
-        kinds = (sys.exc_info()[0] or Exception).__mro__
-        names = (kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
-        self.error = self.error or next(names).replace("AssertionError", "")
+    def failed(self, error: BaseException) -> None:
+        self.fault = self.fault or self.find_fault(error)
+        self.error = self.error or builtin_base(type(error)).replace("AssertionError", "")
 
-    def find_fault(self, error: BaseException | None) -> str:
+    def find_fault(self, error: BaseException) -> str:
         """Whether the tests themselves raised it: they import what is not there, or use a name that
         nobody defines. An exception of the candidate's was raised again by our own code."""
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         if not frames or frames[-1].f_code.co_filename not in ("<tests>", "<helpers>"):
             return ""
         undefined = isinstance(error, NameError) and error.name in self.tests.undefined
@@ -6942,7 +6944,7 @@ class Score:
         except TimeUp:
             late = True
         except BaseException as error:  # noqa: BLE001
-            self.failed()
+            self.failed(error)
             if self.tests.facts.alone and "__test__" not in space:
                 self.fault = describe_fault("the helpers", error)
         if not ended:
@@ -6964,8 +6966,8 @@ class Score:
             passed = False
             try:
                 passed = run_test(name, space)
-            except FAILURES:
-                self.failed()
+            except FAILURES as error:
+                self.failed(error)
             none_failed = none_failed and passed
             if not self.tests.asserts:
                 self.marks[number] = passed
@@ -6985,9 +6987,9 @@ def run_test(name: str, space: dict[str, Any]) -> bool:
     return result.wasSuccessful() and not result.skipped
 
 
-def describe_fault(what: str, error: BaseException | None) -> str:
-    lines = [line for _, line in traceback.walk_tb(error.__traceback__)] if error else []
-    return f"{what} raised {type(error).__name__} in line {lines[-1] if lines else '?'}"
+def describe_fault(what: str, error: BaseException) -> str:
+    lines = ["?", *(line for _, line in traceback.walk_tb(error.__traceback__))]
+    return f"{what} raised {type(error).__name__} in line {lines[-1]}"
 
 
 @contextlib.contextmanager

@@ -5975,13 +5975,8 @@ def write_table(
     values: list = []
 
     def find_new(items: Any) -> list:
-        if type(items) is not list:
-            return []
-        return [
-            item
-            for item in items
-            if needs_row(item) and id(item) not in rows and id(item) not in places
-        ]
+        wanting = filter(needs_row, items) if type(items) is list else ()
+        return [item for item in wanting if id(item) not in rows and id(item) not in places]
 
     def refer(items: Any) -> Any:
         if type(items) is not list:

@@ -5845,9 +5845,12 @@ TYPES = {kind.__name__: kind for kind in vars(types).values() if isinstance(kind
 STANDARD = (sys.stdlib_module_names | {"numpy"}) - {"unittest", "doctest"}
 
 
+def words(text: str) -> set[str]:
+    return set(text.split())
+
+
 # What tells a mock what to say.
-MOCKING = {"attach_mock", "configure_mock", "mock_add_spec", "reset_mock", "return_value"}
-MOCKING |= {"side_effect"}
+MOCKING = words("attach_mock configure_mock mock_add_spec reset_mock return_value side_effect")
 
 
 def is_error(kind: Any) -> bool:
@@ -6103,9 +6106,11 @@ def methods_of(kind: Any) -> set[str]:
         if not inherits_locally(base):
             found |= vars(base)
     public = types.FunctionType, types.MethodDescriptorType
-    return {name for name in SPECIAL & found.keys() if callable(found[name])}.union(
-        name for name, value in found.items() if name[0] != "_" and isinstance(value, public)
-    )
+    return {
+        name
+        for name, value in found.items()
+        if name in SPECIAL and callable(value) or name[0] != "_" and isinstance(value, public)
+    }
 
 
 def describe(kind: Any) -> tuple:
@@ -6734,10 +6739,6 @@ def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
 # A judge grades more than once, and a list of all that one grading could change for the next would
 # never be complete. So it goes the other way round: tests that use only what is listed here are
 # graded in the judge itself, all others in a fork of it, which costs 3 ms more.
-
-
-def words(text: str) -> set[str]:
-    return set(text.split())
 
 
 PURE_BUILTINS = words(

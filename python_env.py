@@ -6799,7 +6799,7 @@ def is_pure(source: Source, others: set[str]) -> bool:
         if isinstance(node, ast.Import)
         for name in node.names
     }
-    of_modules: set[ast.AST] = set()  # names that stand in `module.name`
+    owners = {node.value for node in source.nodes if isinstance(node, ast.Attribute)}
 
     def is_harmless(node: Any) -> bool:
         match node:
@@ -6814,13 +6814,12 @@ def is_pure(source: Source, others: set[str]) -> bool:
             case ast.Attribute(ctx=ast.Store() | ast.Del()):
                 return False
             case ast.Attribute(value=ast.Name(id=name)) if name in modules:
-                of_modules.add(node.value)
                 return node.attr in modules[name]
             case ast.Attribute(attr=name):
                 # Frames lead anywhere; a class may keep what is registered with it.
                 return not re.match("_|register$|(gi|cr|ag|tb|f|co)_", name)
             case ast.Name(id=name) if name in modules:
-                return node in of_modules  # which were met before, as nodes come from the top down
+                return node in owners  # as in `module.name`
             case ast.Name(id=name):
                 return name in known or not hasattr(builtins, name) and name[0] != "_"
         return True

@@ -6548,34 +6548,28 @@ class Source:
             why = str(error) or "nested too deeply"
             do = "do" if what.endswith("s") else "does"
             raise BadTask(f"the {what} {do} not compile: line {line}: {why[:160]!r}") from None
-        self.nodes = [*ast.walk(self.tree)]
+        self.nodes: list[Any] = [*ast.walk(self.tree)]
         self.imports: dict[str, str] = {}  # the name that an import binds, and the statement
-        self.star: set[str] = set()  # what `import *` binds
+        self.star: set[str] = set()  # what `import *` binds; "*": what only the module knows
         for node in self.nodes:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                statement = ast.unparse(node)
-                for name in node.names:
-                    self.imports[name.asname or name.name.partition(".")[0]] = statement
-                self.star.update(star_names(node))
-        symbols = [*global_symbols(table)]
+            self.note_import(node)
+        scopes = [table]
+        for scope in scopes:  # the list grows as we go
+            scopes += scope.get_children()
+        # The module's own, and those of nested scopes that mean the module's.
+        symbols = [each for scope in scopes for each in scope.get_symbols() if each.is_global()]
         self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
-
-def global_symbols(table: symtable.SymbolTable) -> Iterator[symtable.Symbol]:
-    """The module's own symbols, and those of nested scopes that mean the module's."""
-    yield from table.get_symbols()
-    scopes = table.get_children()
-    for scope in scopes:  # the list grows as we go
-        scopes += scope.get_children()
-        yield from (symbol for symbol in scope.get_symbols() if symbol.is_global())
-
-
-def star_names(node: ast.AST) -> list[str]:
-    """What `from math import *` binds; "*" stands for what only the module itself knows."""
-    if not isinstance(node, ast.ImportFrom) or node.names[0].name != "*":
-        return []
-    return dir(importlib.import_module(node.module)) if node.module in PURE_MODULES else ["*"]
+    def note_import(self, node: Any) -> None:
+        match node:
+            case ast.ImportFrom(module, [ast.alias("*")]):
+                is_known = module in PURE_MODULES
+                self.star.update(dir(importlib.import_module(str(module))) if is_known else "*")
+            case ast.Import(names) | ast.ImportFrom(names=names):
+                for name in names:
+                    bound = name.asname or name.name.partition(".")[0]
+                    self.imports[bound] = ast.unparse(node)
 
 
 class Facts(NamedTuple):

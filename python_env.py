@@ -6622,16 +6622,15 @@ def share_names(
     names = used & (setup.defines | ({entry} if entry else solution.defines))
     star = tests.star | helpers.star | setup.star | solution.star
     unknown = used - names - lent.keys() - star - set(dir(builtins))
-    calls = [node.func for node in tests.nodes if isinstance(node, ast.Call)]
+    calls = (node.func for node in tests.nodes if isinstance(node, ast.Call))
     called = {function.id for function in calls if isinstance(function, ast.Name)}
     modules = unknown & sys.stdlib_module_names - solution.defines - called
     if "*" not in star:
         names |= unknown - modules  # who else should provide them?
     names -= lent.keys()
     # As in globals()["LRUCache"](2), where only a string names it.
-    if entry and any(
-        isinstance(node, ast.Constant) and node.value == entry for node in tests.nodes
-    ):
+    constants = {node.value for node in tests.nodes if isinstance(node, ast.Constant)}
+    if entry and entry in constants:
         names.add(entry)
     if not (entry in names if entry else names):
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
@@ -6643,9 +6642,12 @@ def count_tests(tests: Source) -> int:
     """How many tests there are: asserts or, where there are none, test functions and methods."""
     asserts = [node for node in tests.nodes if isinstance(node, ast.Assert)]
     uncalled = uncalled_tests(tests)
-    ifs = [node for node in tests.tree.body if isinstance(node, ast.If)]
-    guards = [node for node in ifs if "__name__" in ast.unparse(node.test)]
-    guarded = {node for guard in guards for node in ast.walk(guard)}
+    guarded = {
+        inner
+        for node in tests.tree.body
+        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
     if not uncalled and guarded.issuperset(asserts):
         raise BadTask(
             "no assert of the tests would run: they have no assert statement and no test function,"

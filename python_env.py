@@ -5686,8 +5686,8 @@ class Title:
 #     "ndarray"        dtype, shape, bytes                an array of numpy's
 #     "known"          name                               one of KNOWN
 #     "error class"    module, name, built-in base        an exception class of Python's
-#     "error"          these three, cause, attributes,    an exception of such a class
-#                      args …
+#     "error"          a list of these three, cause,      an exception of such a class
+#                      attributes, args …
 #     "class"          number                             another class of the sender's
 #     "object"         number, class, cause, content …    another object of the sender's
 #     "awaits"         number                             a coroutine of the sender's

@@ -6567,9 +6567,9 @@ class Source:
                 is_known = module in PURE_MODULES
                 self.star.update(dir(importlib.import_module(str(module))) if is_known else "*")
             case ast.Import(names) | ast.ImportFrom(names=names):
+                statement = ast.unparse(node)  # once, because it may bind thousands of names
                 for name in names:
-                    bound = name.asname or name.name.partition(".")[0]
-                    self.imports[bound] = ast.unparse(node)
+                    self.imports[name.asname or name.name.partition(".")[0]] = statement
 
 
 class Facts(NamedTuple):

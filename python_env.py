@@ -5842,7 +5842,7 @@ class Title:
 #     "ndarray"        dtype, shape, bytes                an array of numpy's
 #     "known"          name                               one of KNOWN
 #     "error class"    module, name, built-in base        an exception class of Python's
-#     "error"          module, name, base, cause,         an exception of such a class
+#     "error"          a list of these three, cause,      an exception of such a class
 #                      attributes, args …
 #     "class"          number                             another class of the sender's
 #     "object"         number, class, cause, content …    another object of the sender's
@@ -5948,8 +5948,6 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
-    collections.defaultdict: lambda value: [value.default_factory],
-    collections.deque: lambda value: [value.maxlen],
 }
 MAKE: dict[type, Callable[..., Any]] = {
     int: lambda digits: int(digits, 16),
@@ -5958,7 +5956,7 @@ MAKE: dict[type, Callable[..., Any]] = {
     frozenset: lambda *items: frozenset(items),
     type({}.keys()): dict.keys,
     # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
-    fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
+    fractions.Fraction: lambda *pair: fractions.Fraction(*map(operator.index, pair)),
     re.Pattern: re.compile,
     inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
         name, kind, default=default, annotation=hint
@@ -5967,13 +5965,15 @@ MAKE: dict[type, Callable[..., Any]] = {
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
+    # Empty, because what would fill them may have no end.
     bytearray: lambda: bytearray(),
-    collections.deque: functools.partial(collections.deque, ()),
+    collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),
 }
 REDUCED: tuple[type, ...] = (
     *(complex, range, slice, types.GenericAlias, decimal.Decimal),
     *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
     *(pathlib.PosixPath, pathlib.PurePosixPath),
+    *(collections.defaultdict, collections.deque),
 )
 TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 
@@ -6001,9 +6001,12 @@ TYPES = {kind.__name__: kind for kind in vars(types).values() if isinstance(kind
 STANDARD = (sys.stdlib_module_names | {"numpy"}) - {"unittest", "doctest"}
 
 
+def words(text: str) -> set[str]:
+    return set(text.split())
+
+
 # What tells a mock what to say.
-MOCKING = {"attach_mock", "configure_mock", "mock_add_spec", "reset_mock", "return_value"}
-MOCKING |= {"side_effect"}
+MOCKING = words("attach_mock configure_mock mock_add_spec reset_mock return_value side_effect")
 
 
 def is_error(kind: Any) -> bool:
@@ -6022,30 +6025,30 @@ def is_standard(kind: type) -> bool:
     return find_class(kind.__module__, kind.__name__) is kind
 
 
+def builtin_base(kind: type) -> str:
+    """The name of the first of its bases that is built in."""
+    bases = (base.__name__ for base in kind.__mro__ if vars(builtins).get(base.__name__) is base)
+    return next(bases)
+
+
+def name_error(kind: type) -> list[str]:
+    """What find_error() takes, the last being the built-in base; nothing for what is no standard
+    class of exceptions."""
+    if not (is_error(kind) and is_standard(kind)):
+        return []
+    return [kind.__module__, kind.__name__, builtin_base(kind)]
+
+
 def find_error(module: str, name: str, base: str) -> Any:
-    found = find_class(module, name) or find_unknown_error(module, name, base)
+    # Of one that is not imported here it is known what it inherits from.
+    found = find_class(module, name) or type(name, (vars(builtins)[base],), {"__module__": module})
     if not is_error(found):
         raise ValueError("no class of exceptions")
     return found
 
 
-@functools.lru_cache(maxsize=200)
-def find_unknown_error(module: str, name: str, base: str) -> Any:
-    """An error of a module that is not imported here: what it inherits from is known of it."""
-    known: Any = vars(builtins).get(base)
-    is_known = module.partition(".")[0] in STANDARD and is_error(known)
-    return type(name, (known,), {"__module__": module}) if is_known else None
-
-
-def builtin_base(kind: type) -> str:
-    """The name of the built-in class that an error is of."""
-    return next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
-
-
-def make_error(
-    module: str, name: str, base: str, cause: Any, attributes: dict, *args: Any
-) -> BaseException:
-    error = find_error(module, name, base)(*args)
+def make_error(names: list[str], cause: Any, attributes: dict, *args: Any) -> BaseException:
+    error = find_error(*names)(*args)
     error.__cause__ = cause
     vars(error).update(attributes)
     return error
@@ -6105,27 +6108,24 @@ def refill(value: Any, items: list) -> None:
         value.extend(items)
 
 
-class Flat(list):
-    """Items that all stand for themselves."""
-
-
-def pack(items: Sequence[Any]) -> str | list:
-    """Items for a row: as they are, or in one string if they are numbers of one type."""
+def pack(items: Sequence[Any]) -> str | Sequence[Any]:
+    """Items for a row: in one string if they are numbers of one type, and in a tuple if all stand
+    for themselves."""
     kinds = [*map(type, items)]
     if kinds and kinds.count(kinds[0]) == len(kinds):
         for typecode in TYPECODES.get(kinds[0], ""):
-            with contextlib.suppress(OverflowError):
-                data = array.array(typecode, items)
+            with contextlib.suppress(struct.error):
+                data = struct.pack(f"{len(items)}{typecode}", *items)
                 return typecode + binascii.b2a_base64(data, newline=False).decode()
-    return Flat(items) if ATOMS.issuperset(kinds) else [*items]
+    return tuple(items) if ATOMS.issuperset(kinds) else [*items]
 
 
 class Row(NamedTuple):
     """One value of a table, taken apart."""
 
     tag: str
-    parts: str | list
-    contents: str | list | None = None
+    parts: str | Sequence[Any]
+    contents: str | Sequence[Any] | None = None
 
 
 def needs_row(value: Any) -> bool:
@@ -6145,13 +6145,8 @@ def write_table(
     values: list = []
 
     def find_new(items: Any) -> list:
-        if type(items) is not list:
-            return []
-        return [
-            item
-            for item in items
-            if needs_row(item) and id(item) not in rows and id(item) not in places
-        ]
+        wanting = filter(needs_row, items) if type(items) is list else ()
+        return [item for item in wanting if id(item) not in rows and id(item) not in places]
 
     def refer(items: Any) -> Any:
         if type(items) is not list:
@@ -6259,6 +6254,8 @@ INNER = {*TYPES.values(), functools.partial}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
 OWN = ("__dict__", "__annotations__")
+# Of OPERATIONS, besides "@get", for graded code.
+PERMITTED = {"@describe", "@copy", "@deepcopy", "@await"}
 # Mirrors of objects of subclasses of these hold the content.
 CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
 HOLDERS = (type, BaseException, *CONTENT)
@@ -6266,7 +6263,7 @@ HOLDERS = (type, BaseException, *CONTENT)
 
 def inherits_locally(kind: type) -> bool:
     """Do mirrors have themselves what this class defines, instead of asking for it?"""
-    return kind in (object, type, *CONTENT) or is_error(kind) and is_standard(kind)
+    return kind in (object, type, *CONTENT) or bool(name_error(kind))
 
 
 @functools.lru_cache(maxsize=200)
@@ -6277,9 +6274,11 @@ def methods_of(kind: Any) -> set[str]:
         if not inherits_locally(base):
             found |= vars(base)
     public = types.FunctionType, types.MethodDescriptorType
-    return {name for name in SPECIAL & found.keys() if callable(found[name])}.union(
-        name for name, value in found.items() if name[0] != "_" and isinstance(value, public)
-    )
+    return {
+        name
+        for name, value in found.items()
+        if name in SPECIAL and callable(value) or name[0] != "_" and isinstance(value, public)
+    }
 
 
 def describe(kind: Any) -> tuple:
@@ -6335,7 +6334,7 @@ def get_attribute(target: Any, name: str) -> Any:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "@get": get_attribute,
-    "@super": lambda kind, name, target, args, kwargs: getattr(kind, name)(target, *args, **kwargs),
+    "@names": lambda space, names: {name: space[name] for name in names if name in space},
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
@@ -6346,8 +6345,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
     if method in OPERATIONS:
         return OPERATIONS[method](target, *args)
-    if type(target) is dict:  # the namespace, which is asked for names
-        return {name: target[name] for name in args[0] if name in target}
     if method == "__call__":
         return target(*args, **kwargs)  # because not each class has it that can be called
     if method.startswith("__"):
@@ -6408,8 +6405,7 @@ class Peer:
         self.sending = threading.Lock()
         self.serials = itertools.count()
         self.replies: dict[int, Any] = {}  # to our questions; None: not there yet
-        self.ours: list = []  # objects that the other end knows by their number, their place here
-        self.numbers: dict[int, int] = {}  # id of such an object -> its number
+        self.ours: dict[int, Any] = {}  # objects that the other end knows, by number: 0, or the id
         self.theirs: dict[int, Any] = {}  # number -> the mirror of it: one each, so that `is` works
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
@@ -6554,7 +6550,7 @@ class Peer:
         if method == "@await":
             return self.advance(target, *args)
         result = call_method(method, target, args, kwargs)
-        if type(target) is dict and method == "names":
+        if method == "@names":
             self.lend(result)
         if self.trusted and method == "@get":
             result = CENSORS.get(args[0], lambda value: value)(result)
@@ -6569,7 +6565,7 @@ class Peer:
         if not is_access:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or name in ("@super", "@replace"):
+        if type(name) is not str or name[:1] == "@" and name not in PERMITTED:
             return False
         if name == "@await":
             return is_coroutine(target)
@@ -6579,9 +6575,7 @@ class Peer:
             return False  # a mock that was told to agree would
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
-        if kind is dataclasses.Field:
-            return method == "@get"
-        if kind in INNER or name.startswith("_"):
+        if kind in INNER or name.startswith("_") and kind is not dataclasses.Field:
             return name in RESUMING
         return method not in SETTING or is_of_tests(target)
 
@@ -6597,9 +6591,8 @@ class Peer:
         if id(value) in NAMES:
             return Row("known", [NAMES[id(value)]])
         if isinstance(value, type):
-            if is_error(value) and is_standard(value):
-                return Row("error class", [value.__module__, value.__name__, builtin_base(value)])
-            return Row("class", [self.number(value)])
+            names = name_error(value)
+            return Row("error class", names) if names else Row("class", [self.number(value)])
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             if kind.__name__ == "ndarray":
                 return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
@@ -6612,7 +6605,7 @@ class Peer:
         as it has any."""
         if is_coroutine(value):
             return Row("awaits", [self.number(value)])
-        if self.trusted or id(value) in self.numbers:
+        if self.trusted or id(value) in self.ours:
             return None
         for base in (list, set, frozenset, dict):
             if isinstance(value, base):
@@ -6622,9 +6615,9 @@ class Peer:
     def take_object(self, value: Any) -> Row:
         kind = type(value)
         cause = value.__cause__ if is_error(kind) else None
-        if is_error(kind) and is_standard(kind):
-            known = [kind.__module__, kind.__name__, builtin_base(kind)]
-            return Row("error", [*known, cause, dict(vars(value)), *reduce_arguments(value)])
+        names = name_error(kind)
+        if names:
+            return Row("error", [names, cause, dict(vars(value)), *reduce_arguments(value)])
         content = value.args if is_error(kind) else ()
         for base in CONTENT:
             if issubclass(kind, base):
@@ -6632,12 +6625,10 @@ class Peer:
         return Row("object", [self.number(value), kind, cause, *content])
 
     def number(self, value: Any) -> int:
-        number = self.numbers.setdefault(id(value), len(self.ours))
-        if number == len(self.ours):
-            if number >= REFERENCES:
-                raise ValueError(f"more than {REFERENCES} objects")
-            self.ours.append(value)
-        return number
+        if len(self.ours) >= REFERENCES:
+            raise ValueError(f"more than {REFERENCES} objects")
+        self.ours[id(value)] = value
+        return id(value)
 
     # Building
 
@@ -6698,22 +6689,15 @@ class Peer:
             return self.theirs[number]
         name, module, doc, meta, given, methods = self.request("@describe", number)
         bases = [base or self.root for base in given if self.may_be_base(base)]
-        if any(issubclass(base, HOLDERS) for base in bases):
-            # It keeps the methods of what it holds, lest it lie about that.
-            methods -= {name for base in bases for name in dir(base)} - SPECIAL
+        # It keeps the methods of what it holds, lest it lie about that.
+        holders = (base for base in bases if issubclass(base, HOLDERS))
+        methods -= {name for base in holders for name in dir(base)} - SPECIAL
         real = self.find_real(module, name, given)
-        owner: list = []
-        space = self.namespace(methods, real, owner)
+        space = self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
-        if any(issubclass(base, type) for base in bases):
-            meta = type  # a metaclass keeps type's own
-        elif meta is None or not issubclass(meta, self.root):
+        if meta is None or not issubclass(meta, self.root):
             meta = self.root
-        try:
-            kind = type.__new__(meta, name, tuple(bases), space)
-        except TypeError:  # nothing can inherit from all of these
-            kind = type.__new__(self.root, name, (), space)
-        owner.append(kind)
+        kind = type.__new__(meta, name, tuple(bases), space)
         if real and real.__module__ in ("collections.abc", "numbers"):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
@@ -6738,18 +6722,11 @@ class Peer:
 
     # What mirrors do
 
-    def namespace(
-        self, methods: set[str], real: Any = None, owner: Sequence[Any] = ()
-    ) -> dict[str, Any]:
+    def namespace(self, methods: set[str], real: Any = None, owner: int = 0) -> dict[str, Any]:
         """What a mirrored class defines. `real`: what isinstance() shall take its instances for.
-        `owner`: to hold the class, once it is made."""
+        `owner`: its number."""
         names = {name for name in methods if name in SPECIAL or name[0] != "_"}
-        names |= SETTING | {"__dir__"}
-        space: dict[str, Any] = {name: self.forward(name, owner) for name in names}
-        space["__copy__"] = self.forward("@copy")
         deepcopy = self.forward("@deepcopy")
-        # Without the memo, which holds what else of the tests' is being copied.
-        space["__deepcopy__"] = lambda mirror, memo: deepcopy(mirror)
         ask = self.forward("@get")
 
         def get_missing(mirror: Any, name: str, /) -> Any:
@@ -6757,24 +6734,30 @@ class Peer:
                 raise AttributeError(name)
             return ask(mirror, name)
 
-        space["__getattr__"] = get_missing
-        # Python would find these in the mirror itself, where there is nothing.
-        space["__dict__"] = property(lambda mirror: ask(mirror, "__dict__"))
-        space["__annotations__"] = property(lambda mirror: ask(mirror, "__annotations__"))
-        space["__class__"] = property(lambda mirror: real or type(mirror))
+        space: dict[str, Any] = {
+            **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
+            "__copy__": self.forward("@copy"),
+            # Without the memo, which holds what else of the tests' is being copied.
+            "__deepcopy__": lambda mirror, memo: deepcopy(mirror),
+            "__getattr__": get_missing,
+            # Python would find these in the mirror itself, where there is nothing.
+            "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
+            "__annotations__": property(lambda mirror: ask(mirror, "__annotations__")),
+            "__class__": property(lambda mirror: real or type(mirror)),
+        }
         if real:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
 
-    def forward(self, name: str, owner: Sequence[Any] = ()) -> Callable[..., Any]:
-        """The method of mirrors that calls the other end's. `owner`: holds the class it is of."""
+    def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
+        """The method of mirrors that calls the other end's. `owner`: the number of its class."""
         is_guarded = self.trusted and name in GUARDED
 
         def method(mirror: Any, /, *args: Any, **kwargs: Any) -> Any:
             number = self.held.get(id(mirror))
             is_local = name in SETTING and isinstance(mirror, BaseException)
             if number is None or is_local:
-                return self.call_inherited(mirror, name, args, kwargs)
+                return self.call_inherited(owner, mirror, name, args, kwargs)
             is_open = number in self.open
             # A class that the task asks for makes open objects; what its metaclass says of operands
             # is believed as little as what any other object does.
@@ -6783,8 +6766,7 @@ class Peer:
                 return self.refuse(mirror, name, args[0])
             if owner and getattr(type(mirror), name, method) is not method:
                 # As in Base.method(mirror) or super(): not what the object's own class has.
-                where = self.held[id(owner[0])]
-                result = self.request("@super", where, name, mirror, args, kwargs)
+                result = self.request("@get", owner, name)(mirror, *args, **kwargs)
             else:
                 result = self.request(name, number, *args, **kwargs)
             if is_open:
@@ -6823,19 +6805,19 @@ class Peer:
         """The mirrored class that `kind` inherits from, or None."""
         return next((base for base in kind.__mro__ if id(base) in self.held), None)
 
-    def call_inherited(self, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
-        owner = item if isinstance(item, type) else type(item)
-        if name in SETTING or item is owner and name != "@get":
-            local = type if item is owner else object
+    def call_inherited(self, number: int, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        """What a mirrored class, of this number, does for an object of a subclass."""
+        kind = item if isinstance(item, type) else type(item)
+        if name in SETTING or item is kind and name != "@get":
+            local = type if item is kind else object
             return getattr(local, name)(item, *args, **kwargs)
-        base = self.mirror_base(owner)
         if name != "@get":
-            return self.request("@get", self.held[id(base)], name)(item, *args, **kwargs)
-        if item is owner and args[0] in OWN:
+            return self.request("@get", number, name)(item, *args, **kwargs)
+        if item is kind and args[0] in OWN:
             return vars(type)[args[0]].__get__(item)
-        value = getattr(base, *args)
+        value = getattr(self.mirror_base(kind), *args)
         bind = getattr(type(value), "__get__", None)
-        return bind(value, item, owner) if bind and item is not owner else value
+        return bind(value, item, kind) if bind and item is not kind else value
 
 
 # ── Reading tests ─────────────────────────────────────────────────────────────────────────────────
@@ -6863,33 +6845,28 @@ class Source:
             why = str(error) or "nested too deeply"
             do = "do" if what.endswith("s") else "does"
             raise BadTask(f"the {what} {do} not compile: line {line}: {why[:160]!r}") from None
-        self.nodes = [*ast.walk(self.tree)]
+        self.nodes: list[Any] = [*ast.walk(self.tree)]
         self.imports: dict[str, str] = {}  # the name that an import binds, and the statement
+        self.star: set[str] = set()  # what `import *` binds; "*": what only the module knows
         for node in self.nodes:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                statement = ast.unparse(node)
-                for name in node.names:
-                    self.imports[name.asname or name.name.partition(".")[0]] = statement
-        symbols = [*global_symbols(table)]
+            self.note_import(node)
+        scopes = [table]
+        for scope in scopes:  # the list grows as we go
+            scopes += scope.get_children()
+        # The module's own, and those of nested scopes that mean the module's.
+        symbols = [each for scope in scopes for each in scope.get_symbols() if each.is_global()]
         self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-        self.star = {name for node in self.nodes for name in star_names(node)}
 
-
-def global_symbols(table: symtable.SymbolTable) -> Iterator[symtable.Symbol]:
-    """The module's own symbols, and those of nested scopes that mean the module's."""
-    yield from table.get_symbols()
-    scopes = table.get_children()
-    for scope in scopes:  # the list grows as we go
-        scopes += scope.get_children()
-        yield from (symbol for symbol in scope.get_symbols() if symbol.is_global())
-
-
-def star_names(node: ast.AST) -> list[str]:
-    """What `from math import *` binds; "*" stands for what only the module itself knows."""
-    if not isinstance(node, ast.ImportFrom) or node.names[0].name != "*":
-        return []
-    return dir(importlib.import_module(node.module)) if node.module in PURE_MODULES else ["*"]
+    def note_import(self, node: Any) -> None:
+        match node:
+            case ast.ImportFrom(module, [ast.alias("*")]):
+                is_known = module in PURE_MODULES
+                self.star.update(dir(importlib.import_module(str(module))) if is_known else "*")
+            case ast.Import(names) | ast.ImportFrom(names=names):
+                statement = ast.unparse(node)  # once, because it may bind thousands of names
+                for name in names:
+                    self.imports[name.asname or name.name.partition(".")[0]] = statement
 
 
 class Facts(NamedTuple):
@@ -6912,7 +6889,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         solution = Source("solution", task["solution"])
     except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
         solution = Source("solution", "")
-    total = count_tests(tests.tree)
+    total = count_tests(tests)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
@@ -6925,7 +6902,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         imports=imports,
         total=total,
         alone=not helpers.reads & names,
-        pure=all(PureTests(source, known).holds() for source in sources),
+        pure=all(is_pure(source, known) for source in sources),
     )
 
 
@@ -6942,16 +6919,15 @@ def share_names(
     names = used & (setup.defines | ({entry} if entry else solution.defines))
     star = tests.star | helpers.star | setup.star | solution.star
     unknown = used - names - lent.keys() - star - set(dir(builtins))
-    calls = [node.func for node in tests.nodes if isinstance(node, ast.Call)]
+    calls = (node.func for node in tests.nodes if isinstance(node, ast.Call))
     called = {function.id for function in calls if isinstance(function, ast.Name)}
     modules = unknown & sys.stdlib_module_names - solution.defines - called
     if "*" not in star:
         names |= unknown - modules  # who else should provide them?
     names -= lent.keys()
     # As in globals()["LRUCache"](2), where only a string names it.
-    if entry and any(
-        isinstance(node, ast.Constant) and node.value == entry for node in tests.nodes
-    ):
+    constants = {node.value for node in tests.nodes if isinstance(node, ast.Constant)}
+    if entry and entry in constants:
         names.add(entry)
     if not (entry in names if entry else names):
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
@@ -6959,40 +6935,32 @@ def share_names(
     return names, "\n".join(imports)
 
 
-def count_tests(tree: ast.Module) -> int:
+def count_tests(tests: Source) -> int:
     """How many tests there are: asserts or, where there are none, test functions and methods."""
-    if not has_tests(tree.body):
-        raise BadTask("no assert: the tests have neither an assert statement nor a test function")
-    guards = [node for node in tree.body if isinstance(node, ast.If)]
-    guards = [node for node in guards if "__name__" in ast.unparse(node.test)]
-    if not has_tests([node for node in tree.body if node not in guards]):
-        raise BadTask("no assert of the tests would run: all stand below a `main` guard")
-    asserts = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    return asserts or len(uncalled_tests(tree))
-
-
-def has_tests(body: list[ast.stmt]) -> bool:
-    tree = ast.Module(body, [])
-    return any(isinstance(node, ast.Assert) for node in ast.walk(tree)) or bool(
-        uncalled_tests(tree)
-    )
-
-
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def is_skipped(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether unittest.skip() or one of its kind stands above it."""
-    return any("skip" in ast.unparse(each) for each in method.decorator_list)
+    asserts = [node for node in tests.nodes if isinstance(node, ast.Assert)]
+    uncalled = uncalled_tests(tests)
+    guarded = {
+        inner
+        for node in tests.tree.body
+        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    if not uncalled and guarded.issuperset(asserts):
+        raise BadTask(
+            "no assert of the tests would run: they have no assert statement and no test function,"
+            " or only below a `main` guard"
+        )
+    return len(asserts or uncalled)
 
 
 def is_runner(node: ast.expr) -> bool:
     """Whether it is unittest.main(), pytest.main(...), or sys.exit() of one of them."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, (ast.Name, ast.Attribute)):
-        return False
-    if ast.unparse(node.func) in ("sys.exit", "exit") and node.args:
-        return is_runner(node.args[0])
-    return ast.unparse(node.func) in ("unittest.main", "pytest.main")
+    match node:
+        case ast.Call(ast.Attribute(ast.Name("unittest" | "pytest"), "main")):
+            return True
+        case ast.Call(ast.Attribute(ast.Name("sys"), "exit") | ast.Name("exit"), [what]):
+            return is_runner(what)
+    return False
 
 
 def is_test_class(node: ast.ClassDef, used: set[str]) -> bool:
@@ -7001,17 +6969,18 @@ def is_test_class(node: ast.ClassDef, used: set[str]) -> bool:
     return is_plain or "TestCase" in "".join(map(ast.unparse, node.bases))
 
 
-def uncalled_tests(tree: ast.Module) -> list[str]:
+def uncalled_tests(source: Source) -> list[str]:
     """The test functions, and the methods of unittest's and pytest's classes, that nothing in the
     source calls: "test_one", "TestAll.test_two"."""
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name not in used:
+    for node in source.tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name not in source.reads:
             found.append(node.name)
-        if isinstance(node, ast.ClassDef) and is_test_class(node, used):
-            methods = [each for each in node.body if isinstance(each, FUNCTIONS)]
-            found += [f"{node.name}.{each.name}" for each in methods if not is_skipped(each)]
+        if isinstance(node, ast.ClassDef) and is_test_class(node, source.reads):
+            for each in node.body:
+                if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    is_skipped = "skip" in "".join(map(ast.unparse, each.decorator_list))
+                    found += [] if is_skipped else [f"{node.name}.{each.name}"]
     return [name for name in found if name.rpartition(".")[2].startswith("test")]
 
 
@@ -7020,91 +6989,62 @@ def is_class(name: str, told: str, tests: Source) -> bool:
     the prompt, the set-up or the solution says so in code; or if it begins with a capital letter
     and the tests use it as one. The letter alone proves nothing, since a lying object would then
     pass for a function's result."""
-    if re.search(rf"(?m)^\s*(async )?def\s+{re.escape(name)}\b", told):
+    if name in re.findall(r"(?m)^[ \t]*(?:async )?def\s+(\w+)", told):
         return False
-    said = rf"(?m)^\s*class\s+{re.escape(name)}\s*[:(]|\bclass\s+[`'\"]+{re.escape(name)}\b"
+    said = r"(?m)(?:^[ \t]*class\s+(?=\w+\s*[:(])|\bclass\s+[`'\"]+)(\w+)"
     if name[0].isupper():
-        said = rf"\bclass\s+[`'\"*]*{re.escape(name)}\b"
-    if re.search(said, told):
+        said = r"\bclass\s+[`'\"*]*(\w+)"
+    if name in re.findall(said, told):
         return True
-    uses = ClassUses(name)
-    uses.visit(tests.tree)
-    return name[0].isupper() and uses.found
+    return name[0].isupper() and is_used_as_class(name, tests.nodes)
 
 
-class ClassUses(ast.NodeVisitor):
+def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
     """Whether a source uses a name as only a class is used: in isinstance(), as a base, in an
     `except`, with attributes, or with attributes of what calling it gives; or what it gives with
     an operator between two such, or as the target of an assignment to an item, or of a `+=`."""
+    held: set[str] = set()  # variables that hold what calling it gave
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.held: set[str] = set()  # variables that hold what calling it gave
-        self.found = False
-
-    def is_it(self, node: ast.AST | None) -> bool:
-        return isinstance(node, ast.Name) and node.id == self.name
-
-    def is_made(self, node: ast.AST) -> bool:
+    def is_made(node: Any) -> bool:
         """Whether this is what calling it gives, perhaps after operators."""
-        if isinstance(node, ast.Call):
-            passes_on = isinstance(node.func, ast.Name) and node.func.id in ("max", "min", "sum")
-            return self.is_it(node.func) or passes_on and any(map(self.is_made, node.args))
-        if isinstance(node, (ast.Name, ast.Attribute)):
-            return ast.unparse(node) in self.held
-        inner = (ast.BinOp, ast.UnaryOp, ast.List, ast.Tuple)
-        return isinstance(node, inner) and any(map(self.is_made, ast.iter_child_nodes(node)))
+        match node:
+            case ast.Call(func=ast.Name(id=called)):
+                passes_on = called in ("max", "min", "sum")
+                return called == name or passes_on and any(map(is_made, node.args))
+            case ast.Name() | ast.Attribute():
+                return ast.unparse(node) in held
+            case ast.BinOp() | ast.UnaryOp() | ast.List() | ast.Tuple():
+                return any(map(is_made, ast.iter_child_nodes(node)))
+        return False
 
-    def visit_Assign(self, node: ast.Assign) -> None:
-        if self.is_made(node.value):
-            targets = [each for each in node.targets if isinstance(each, (ast.Name, ast.Attribute))]
-            self.held.update(map(ast.unparse, targets))
-        self.generic_visit(node)
-
-    def visit_BinOp(self, node: ast.BinOp) -> None:
-        self.found = self.found or self.is_made(node.left) and self.is_made(node.right)
-        self.generic_visit(node)
-
-    def visit_Compare(self, node: ast.Compare) -> None:
-        others = any(map(self.is_made, node.comparators))
-        self.found = self.found or others and self.is_made(node.left)
-        self.generic_visit(node)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        self.found = self.found or self.is_made(node.target)
-        self.generic_visit(node)
-
-    def visit_Subscript(self, node: ast.Subscript) -> None:
-        is_target = not isinstance(node.ctx, ast.Load)
-        self.found = self.found or is_target and self.is_made(node.value)
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        self.found = self.found or self.is_it(node.value) or self.is_made(node.value)
-        self.generic_visit(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self.found = self.found or any(map(self.is_it, node.bases))
-        self.generic_visit(node)
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
-        self.found = self.found or self.is_it(node.type)
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        asks = isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
-        self.found = self.found or asks and any(map(self.is_it, node.args))
-        self.generic_visit(node)
+    used: list[Any] = []  # as only a class is
+    owners: list[ast.AST] = []  # of attributes
+    for node in nodes:
+        match node:
+            case ast.Assign(targets=targets) if is_made(node.value):
+                held.update(map(ast.unparse, targets))
+            case ast.ClassDef(bases=bases):
+                used += bases
+            case ast.ExceptHandler(type=kind):
+                used.append(kind)
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=asked):
+                used += asked
+            case ast.Attribute(value=owner) | ast.AugAssign(target=owner):
+                owners.append(owner)
+            case ast.Subscript(value=owner, ctx=ast.Store() | ast.Del()):
+                owners.append(owner)
+            case ast.BinOp(left=left, right=right) if is_made(left):
+                owners.append(right)
+            case ast.Compare(left=left, comparators=others) if is_made(left):
+                owners += others
+    names = {node.id for node in used + owners if isinstance(node, ast.Name)}
+    return name in names or any(map(is_made, owners))
 
 
 # ── Tests that leave nothing behind ───────────────────────────────────────────────────────────────
 # A judge grades more than once, and a list of all that one grading could change for the next would
 # never be complete. So it goes the other way round: tests that use only what is listed here are
 # graded in the judge itself, all others in a fork of it, which costs 3 ms more.
-
-
-def words(text: str) -> set[str]:
-    return set(text.split())
 
 
 PURE_BUILTINS = words(
@@ -7152,212 +7092,164 @@ PURE_MODULES = {
         " Tuple Union",
     }.items()
 }
-IMPURE_NODES = (ast.ClassDef, ast.Global, ast.AsyncFunctionDef, ast.Await, ast.AsyncFor)
 
 
-class PureTests(ast.NodeVisitor):
+def is_pure(source: Source, others: set[str]) -> bool:
     """Whether a source can leave nothing behind: every node is looked at, and one that is not known
     to be harmless settles it. `others`: names of handles, or of what was looked at elsewhere."""
+    known = others | source.defines | PURE_BUILTINS | {"_"}
+    # What may be used of a module, by the name it has here. An import may stand below a use of it.
+    modules = {
+        name.asname or name.name: PURE_MODULES.get(name.name, set())
+        for node in source.nodes
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    owners = {node.value for node in source.nodes if isinstance(node, ast.Attribute)}
 
-    def __init__(self, source: Source, others: set[str]) -> None:
-        self.source = source
-        self.known = others | source.defines | PURE_BUILTINS | {"_"}
-        self.modules: dict[str, set[str]] = {}  # what may be used of one, by the name it has here
-        self.pure = True
+    def is_harmless(node: Any) -> bool:
+        match node:
+            case ast.ClassDef() | ast.Global() | ast.AsyncFunctionDef() | ast.Await():
+                return False
+            case ast.Import(names=names):
+                return all(name.name in PURE_MODULES for name in names)
+            case ast.ImportFrom(names=names):
+                return {name.name for name in names} <= PURE_MODULES.get(str(node.module), set())
+            case ast.FunctionDef(name=name):
+                return not node.decorator_list and name[0] != "_"
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                return False
+            case ast.Attribute(value=ast.Name(id=name)) if name in modules:
+                return node.attr in modules[name]
+            case ast.Attribute(attr=name):
+                # Frames lead anywhere; a class may keep what is registered with it.
+                return not re.match("_|register$|(gi|cr|ag|tb|f|co)_", name)
+            case ast.Name(id=name) if name in modules:
+                return node in owners  # as in `module.name`
+            case ast.Name(id=name):
+                return name in known or not hasattr(builtins, name) and name[0] != "_"
+        return True
 
-    def holds(self) -> bool:
-        for node in ast.walk(self.source.tree):  # an import may stand below a use of it
-            if isinstance(node, ast.Import):
-                self.note_import(node)
-        self.visit(self.source.tree)
-        return self.pure
-
-    def note_import(self, node: ast.Import) -> None:
-        for name in node.names:
-            self.refuse_unless(name.name in PURE_MODULES)
-            self.modules[name.asname or name.name] = PURE_MODULES.get(name.name, set())
-
-    def refuse_unless(self, fact: bool) -> None:
-        self.pure = self.pure and fact
-
-    def generic_visit(self, node: ast.AST) -> None:
-        self.refuse_unless(not isinstance(node, IMPURE_NODES))
-        super().generic_visit(node)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        names = {name.name for name in node.names}
-        self.refuse_unless(names <= PURE_MODULES.get(node.module or "", set()))
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        self.refuse_unless(not node.decorator_list and node.name[0] != "_")
-        self.generic_visit(node)
-
-    def visit_Name(self, node: ast.Name) -> None:
-        if node.id in self.modules:
-            self.refuse_unless(False)  # a module by itself, and not as `module.name`
-        is_local = not hasattr(builtins, node.id) and node.id[0] != "_"
-        self.refuse_unless(node.id in self.known or is_local)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        # Frames lead anywhere; a class may keep what is registered with it.
-        harmless = not re.match("_|register$|(gi|cr|ag|tb|f|co)_", node.attr)
-        self.refuse_unless(harmless and isinstance(node.ctx, ast.Load))
-        if isinstance(node.value, ast.Name) and node.value.id in self.modules:
-            self.refuse_unless(node.attr in self.modules[node.value.id])
-        else:
-            self.visit(node.value)
+    return all(map(is_harmless, source.nodes))
 
 
 # ── Running tests ─────────────────────────────────────────────────────────────────────────────────
 
 FAILURES = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)  # all but TimeUp
-BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
-LOOP_STATEMENTS = (ast.For, ast.While, ast.AsyncFor)
 
 
-class Tests:
-    """The tests of a task, compiled so that a run goes on after a failed assert.
+class Tests(ast.NodeTransformer):
+    """The tests of a task, compiled so that a run goes on after a failed assert: each stands in a
+    `with test(n):`, which takes what it raises. A loop stands in `with loop():`, since an assert in
+    a loop that did not end has not passed, though it held so far."""
 
-    `assert T` becomes `try: check(n, T)  except: failed(n)`, and a loop stands in `with loop():`,
-    since an assert in a loop that did not end has not passed, though it held so far."""
-
-    def __init__(self, source: str) -> None:
-        tree = ast.parse(source)
-        self.uncalled = uncalled_tests(tree)
-        self.bound = bound_names(tree)
+    def __init__(self, task: dict[str, str], facts: Facts) -> None:
+        self.facts = facts
+        helpers = f"{facts.imports}\n{task['helpers']}"
+        self.helpers = compile(helpers, "<helpers>", "exec", dont_inherit=True)
+        source = Source("tests", task["tests"])
+        self.uncalled = uncalled_tests(source)
+        self.undefined = source.reads - source.defines - {*facts.names}
         self.asserts = 0
         self.guards = 0  # of the asserts: those like `assert False`, which pass by never running
-        self.transform(tree.body)
-        self.code = compile(tree, "<tests>", "exec", dont_inherit=True)
+        tree = self.visit(source.tree)
+        self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
-    def transform(self, block: list[Any]) -> None:
-        """Replace the asserts of a block and of the blocks in it: only statements hold any."""
-        for place, node in enumerate(block):
-            if isinstance(node, ast.Expr) and is_runner(node.value):
-                # What it would run is run below, and its end would be a SystemExit.
-                block[place] = ast.Pass(**position(node))
-                continue
-            if isinstance(node, ast.Assert):
-                block[place] = self.attempt(node)
-                continue
-            for name in BLOCKS:
-                self.transform(getattr(node, name, []))
-            if isinstance(node, LOOP_STATEMENTS):
-                at = position(node)
-                manager = ast.Call(ast.Name("__loop__", ast.Load(), **at), [], [], **at)
-                block[place] = ast.With([ast.withitem(manager, None)], [node], None, **at)
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        # Only statements hold asserts, and expressions may be deep.
+        return node if isinstance(node, ast.expr) else super().generic_visit(node)
 
-    def attempt(self, node: ast.Assert) -> ast.Try:
-        at = position(node)
-        number = ast.Constant(self.asserts, **at)
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
+        # What it would run is run below, and its end would be a SystemExit.
+        return ast.copy_location(ast.Pass(), node) if is_runner(node.value) else node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         self.asserts += 1
         self.guards += isinstance(node.test, ast.Constant) and not node.test.value
+        node.msg = None
+        return stand_in(f"__test__({self.asserts - 1})", node)
 
-        def call(function: str, *arguments: ast.expr) -> ast.Expr:
-            name = ast.Name(function, ast.Load(), **at)
-            return ast.Expr(ast.Call(name, [*arguments], [], **at), **at)
+    def visit_loop(self, node: ast.stmt) -> ast.stmt:
+        self.generic_visit(node)
+        return stand_in("__loop__()", node)
 
-        failures = ast.Name("__failures__", ast.Load(), **at)
-        handler = ast.ExceptHandler(failures, None, [call("__failed__", number)], **at)
-        return ast.Try([call("__check__", number, node.test)], [handler], [], [], **at)
-
-
-def bound_names(tree: ast.Module) -> set[str]:
-    """All that a source binds to something, in any scope, but by imports."""
-    nodes = [*ast.walk(tree)]
-    stores = [
-        node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    ]
-    names = {node.id for node in stores}
-    named = (getattr(node, "name", None) for node in nodes)
-    return names | {name for name in named if isinstance(name, str)}
+    visit_For = visit_While = visit_AsyncFor = visit_loop
 
 
-def position(node: ast.stmt) -> dict[str, Any]:
-    return {name: getattr(node, name) for name in node._attributes}
+def stand_in(manager: str, node: ast.stmt) -> ast.stmt:
+    """The statement within `with MANAGER:`."""
+    block: Any = ast.parse(f"with {manager}: 0").body[0]
+    block.body = []
+    for part in ast.walk(block):
+        ast.copy_location(part, node)
+    block.body = [node]
+    return block
 
 
 class Score:
-    """One run of some tests. `candidates`: the names that they take from the candidate."""
+    """One run of some tests."""
 
-    def __init__(self, tests: Tests, candidates: list[str]) -> None:
+    def __init__(self, tests: Tests) -> None:
         self.tests = tests
-        self.not_ours = tests.bound.union(candidates)
         self.fault = ""  # what is wrong with the tests themselves
         # Of each test: None until it ran, then whether it was always true.
         self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.uncalled))
         self.error = ""  # the built-in type of the first failure that was an exception
-        self.loops: list[set[int]] = []  # of each running loop: the asserts that ran in it
-        self.cut_short: set[int] = set()  # the asserts of loops that an exception ended
-        self.names = {
-            "__check__": self.check,
-            "__failed__": self.failed,
-            "__failures__": FAILURES,
-            "__loop__": self.loop,
-        }
+        self.held: list[int] = []  # the asserts that were true, in the order of running
+        self.cut_short: set[int] = set()  # those of loops that an exception ended
 
-    def check(self, number: int, verdict: object) -> None:
-        if not verdict:
-            raise AssertionError
-        self.marks[number] = self.marks[number] is not False
-        if self.loops:
-            self.loops[-1].add(number)
-
-    def failed(self, number: int | None = None) -> None:
-        """Note the exception that is being handled; a failed assert's comes with its number."""
-        if number is not None:
+    @contextlib.contextmanager
+    def test(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
             self.marks[number] = False
-        self.fault = self.fault or self.find_fault(sys.exc_info()[1])
-        kinds = (sys.exc_info()[0] or Exception).__mro__
-        names = (kind.__name__ for kind in kinds if vars(builtins).get(kind.__name__) is kind)
-        self.error = self.error or next(names).replace("AssertionError", "")
+            self.failed(error)
+            return
+        self.marks[number] = self.marks[number] is not False
+        self.held.append(number)
 
-    def find_fault(self, error: BaseException | None) -> str:
+    def failed(self, error: BaseException) -> None:
+        self.fault = self.fault or self.find_fault(error)
+        self.error = self.error or builtin_base(type(error)).replace("AssertionError", "")
+
+    def find_fault(self, error: BaseException) -> str:
         """Whether the tests themselves raised it: they import what is not there, or use a name that
         nobody defines. An exception of the candidate's was raised again by our own code."""
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         if not frames or frames[-1].f_code.co_filename not in ("<tests>", "<helpers>"):
             return ""
-        undefined = isinstance(error, NameError) and error.name not in self.not_ours
+        undefined = isinstance(error, NameError) and error.name in self.tests.undefined
         if undefined or isinstance(error, ImportError):
             return describe_fault("the tests", error)
         return ""
 
     @contextlib.contextmanager
     def loop(self) -> Iterator[None]:
-        self.loops.append(set())
+        begin = len(self.held)
         try:
             yield
         except BaseException:
-            self.cut_short |= self.loops[-1]
+            self.cut_short.update(self.held[begin:])
             raise
-        finally:
-            ran = self.loops.pop()
-            if self.loops:
-                self.loops[-1].update(ran)
 
-    def run(
-        self, task: dict[str, str], facts: Facts, space: dict[str, Any], seconds: Deadline
-    ) -> dict[str, Any]:
+    def run(self, space: dict[str, Any]) -> dict[str, Any]:
         """Run helpers and tests with the names in `space`, and return the report: how many passed,
         whether all ran to the end without a failure, whether it was late, the first exception's
         type, and what is the task's own fault."""
         ended = False
         late = False
-        seconds.start()
         try:
-            helpers = f"{facts.imports}\n{task['helpers']}"
-            exec(compile(helpers, "<helpers>", "exec", dont_inherit=True), space)  # noqa: S102
-            space.update(self.names)
+            exec(self.tests.helpers, space)  # noqa: S102
+            space.update(__test__=self.test, __loop__=self.loop)
             exec(self.tests.code, space)  # noqa: S102
             ended = self.run_uncalled(space)
         except TimeUp:
             late = True
         except BaseException as error:  # noqa: BLE001
-            self.failed()
-            if facts.alone and "__check__" not in space:
+            self.failed(error)
+            if self.tests.facts.alone and "__test__" not in space:
                 self.fault = describe_fault("the helpers", error)
-        seconds.stop()
         if not ended:
             for number in self.cut_short:
                 self.marks[number] = False
@@ -7379,8 +7271,8 @@ class Score:
             passed = False
             try:
                 passed = run_test(name, space)
-            except FAILURES:
-                self.failed()
+            except FAILURES as error:
+                self.failed(error)
             none_failed = none_failed and passed
             if not self.tests.asserts:
                 self.marks[number] = passed
@@ -7420,36 +7312,31 @@ def run_rows(test: Any) -> None:
         test(**call)
 
 
-def describe_fault(what: str, error: BaseException | None) -> str:
-    lines = [line for _, line in traceback.walk_tb(error.__traceback__)] if error else []
-    return f"{what} raised {type(error).__name__} in line {lines[-1] if lines else '?'}"
+def describe_fault(what: str, error: BaseException) -> str:
+    lines = ["?", *(line for _, line in traceback.walk_tb(error.__traceback__))]
+    return f"{what} raised {type(error).__name__} in line {lines[-1]}"
 
 
-class Deadline:
+@contextlib.contextmanager
+def time_limit(seconds: float, peer: Peer | None = None) -> Iterator[None]:
     """Raises TimeUp in the tests when their time is over, again and again, in case that a bare
     `except:` swallows the first. What the line itself took is not the candidate's time."""
+    end = time.monotonic() + seconds
 
-    def __init__(self, seconds: float, peer: Peer | None = None) -> None:
-        self.seconds = seconds
-        self.peer = peer
-
-    def start(self) -> None:
-        self.end = time.monotonic() + self.seconds
-        signal.signal(signal.SIGALRM, self.ring)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.05)
-
-    def stop(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def ring(self, _: int, frame: types.FrameType | None) -> None:
-        spent = 2 * self.peer.line_s if self.peer else 0.0  # the worker's share is about the same
-        if time.monotonic() < self.end + min(spent, self.seconds):
+    def ring(_: int, frame: types.FrameType | None) -> None:
+        spent = 2 * peer.line_s if peer else 0.0  # the worker's share is about the same
+        if time.monotonic() < end + min(spent, seconds):
             return
         # Only where a test is running: what handles the first one must not be interrupted.
         while frame:
             if frame.f_code.co_filename in ("<tests>", "<helpers>"):
                 raise TimeUp
             frame = frame.f_back
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 # ── Interpreter ───────────────────────────────────────────────────────────────────────────────────
@@ -7611,16 +7498,15 @@ class Worker:
             self.control.send(frame(reply))
         if then == "inside":
             self.judge_inside(self.control.receive())
-        self.peer.number(vars(self.interpreter.module))
+        self.peer.ours[0] = vars(self.interpreter.module)
         self.peer.serve()
 
     def judge_inside(self, message: dict) -> None:
         """Run the tests where the code ran, after it: exact, and forgeable."""
-        task = message["task"]
-        facts = Facts(**message["facts"])
-        score = Score(Tests(task["tests"]), facts.names)
-        space = vars(self.interpreter.module)
-        self.control.send(frame(score.run(task, facts, space, Deadline(message["seconds"]))))
+        score = Score(Tests(message["task"], Facts(**message["facts"])))
+        with time_limit(message["seconds"]):
+            report = score.run(vars(self.interpreter.module))
+        self.control.send(frame(report))
 
 
 # ── Judge ─────────────────────────────────────────────────────────────────────────────────────────
@@ -7703,7 +7589,7 @@ class Judge:
             message = self.mailbox.wait()
             if "task" in message:
                 self.tell(self.prepare(message["task"], message["facts"]))
-            elif self.facts.pure:
+            elif self.tests.facts.pure:
                 self.grade(message)
             else:
                 self.grade_in_fork(message)
@@ -7715,15 +7601,12 @@ class Judge:
 
     def prepare(self, task: dict[str, str], facts: dict | None) -> dict:
         try:
-            self.facts = Facts(**facts) if facts else read_tests(task)
-            self.task = task
-            self.tests = Tests(task["tests"])
-            compile(task["helpers"], "<helpers>", "exec", dont_inherit=True)
+            self.tests = Tests(task, Facts(**facts) if facts else read_tests(task))
         except BadTask as error:
             return {"bad": str(error)}
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return {"bad": f"the tests do not compile: {error!s:.160}"}
-        return {"facts": self.facts._asdict()}
+        return {"facts": self.tests.facts._asdict()}
 
     def grade_in_fork(self, message: dict) -> None:
         """Grade in a copy of this process, so that whatever the tests change goes with it."""
@@ -7757,19 +7640,20 @@ class Judge:
 
     def run(self, peer: Peer, message: dict) -> dict:
         seed_random(message["seed"])
-        score = Score(self.tests, self.facts.names)
+        facts = self.tests.facts
         space: dict = {"__name__": "__main__"}
         try:
-            found = peer.request("names", 0, self.facts.names)
+            found = peer.request("@names", 0, facts.names)
             # Not the names of `found`: the other end may name anything.
-            space.update({name: found[name] for name in self.facts.names if name in found})
-            for name in self.facts.classes:
+            space.update({name: found[name] for name in facts.names if name in found})
+            for name in facts.classes:
                 peer.open_class(space.get(name))
             peer.space = space
-            peer.lend({name: found[name] for name in self.facts.names if name in found})
+            peer.lend({name: found[name] for name in facts.names if name in found})
         except Exception:  # noqa: BLE001
             return {"passed": 0}  # the line broke
-        report = score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))
+        with time_limit(message["seconds"], peer):
+            report = Score(self.tests).run(space)
         # An `except Exception` of the tests takes a worker that died for one that raised.
         return {**report, "solved": report["solved"] and not peer.broken}
 
@@ -8076,8 +7960,9 @@ def rehearse(result_chars: int, null: int) -> Worker:
 
 
 def rehearse_judge(line: Line) -> None:
-    Tests("def check(f):\n    for x in f(1):\n        assert x\ncheck(f)")
-    Peer(line, True).request("names", 0, ["f"])["f"](1, 2)
+    tests = "def check(f):\n    for x in f(1):\n        assert x\ncheck(f)"
+    Tests({"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, True, True))
+    Peer(line, True).request("@names", 0, ["f"])["f"](1, 2)
     line.send(frame(None))  # which is no message, and so ends the worker's work
 
 

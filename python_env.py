@@ -3145,7 +3145,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             port = one.getsockname()[1]
     except OSError as error:
         words = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise OSError(f"{words}; port 0 takes any free one") from None
+        raise OSError(f"{words}; port 0 (--port 0) takes any free one") from None
     return sockets
 
 
@@ -6377,6 +6377,12 @@ CENSORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def would_agree(kind: type, name: str) -> bool:
+    """Whether this is how one tells a mock to agree."""
+    is_telling = name in MOCKING or name.startswith("assert")
+    return kind.__module__ == "unittest.mock" and is_telling
+
+
 def permits_special(method: str, target: Any, name: str) -> bool:
     """Whether graded code may read, set or call this special attribute of an object."""
     if method == "@get":
@@ -6571,8 +6577,8 @@ class Peer:
             return is_coroutine(target)
         if name.startswith("__"):
             return permits_special(method, target, name)
-        if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
-            return False  # a mock that was told to agree would
+        if would_agree(kind, name):
+            return False
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
         if kind in INNER or name.startswith("_") and kind is not dataclasses.Field:

@@ -251,14 +251,9 @@ NOT_CROSSED = {
         "import random\ndef f(): return random.random()",
         "import random\nrandom.seed(1)\nx = random.random()\nrandom.seed(1)\nassert f() == x",
     ),
-    "a mock": (
-        "import time\ndef f(): return time.time()",
-        "from unittest.mock import patch\nwith patch('time.time', lambda: 3):\n    assert f() == 3",
-    ),
-    "captured standard output": (
-        "def f(): print('hi')",
-        "import contextlib, io\nout = io.StringIO()\n"
-        "with contextlib.redirect_stdout(out):\n    f()\nassert out.getvalue() == 'hi\\n'",
+    "a mock in a module": (
+        "import os\ndef f(): return os.getcwd()",
+        "from unittest.mock import patch\nwith patch('os.getcwd', lambda: 3):\n    assert f() == 3",
     ),
     "`os.environ`": (
         "import os\ndef f(): return os.environ['NAME']",
@@ -298,8 +293,17 @@ NOT_CROSSED = {
 
 # And what it says to cross.
 CROSSED = {
+    "standard output": (
+        "def f(): print('hi')",
+        "import contextlib, io\nout = io.StringIO()\n"
+        "with contextlib.redirect_stdout(out):\n    f()\nassert out.getvalue() == 'hi\\n'",
+    ),
+    "`time.time`": (
+        "import time\ndef f(): return time.time()",
+        "from unittest.mock import patch\nwith patch('time.time', lambda: 3):\n    assert f() == 3",
+    ),
     "`v * 2` on `v = Vector(1)`": (VECTOR, "v = Vector(1)\nassert (v * 2).x == 2"),
-    "as `Node(1).value` does": (
+    "as `Node(1).value` or `V(1) + V(2)` does": (
         "class Node:\n    def __init__(self, value): self.value = value\n"
         "    def __eq__(self, other): return self.value == other.value",
         "assert Node(1).value == 1\nassert Node(1) == Node(1)",

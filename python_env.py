@@ -48,8 +48,10 @@ The life of a graded step
  7. The worker is killed. Whatever the code kept of the tests' inputs is gone with it.
  8. Code that neither timed out nor died joins the transcript, and the next worker replays it.
  9. If a process was killed from outside meanwhile, all of this is done again.
-10. The judge stays for the session's next step, unless the tests may have left something behind:
-    then they ran in a fork of it.
+10. The judge stays for the session's next step. Tests that may leave something behind are run in
+    a fork of it.
+A task of inputs and outputs has no judge: the code runs alone, once for each input, and the server
+compares what it prints.
 
 Where to look
 -------------
@@ -213,7 +215,7 @@ class PythonEnvError(Exception):
 
     The class attributes are what a peer is told: `code` in OpenEnv's error message, `status` over
     HTTP, and `ends_session`, whether a WebSocket is closed with it. `retry_s`: seconds after which
-    a client may try again; None: that would not help.
+    our client tries to connect again; None: it does not.
     """
 
     code = "EXECUTION_ERROR"
@@ -314,7 +316,8 @@ class DockerError(PythonEnvError, RuntimeError):
 @dataclass(frozen=True)
 class Limits:
     """What bounds a peer, a worker or a wait; the unit is in the name. Here stands what an operator
-    or a test may want to set; what nobody needs to is a constant beside its use."""
+    or a test may want to set; what nobody needs to is a constant beside its use. Those that workers
+    keep themselves are handed to them in chapter 11, by zygote_config()."""
 
     step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
     step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
@@ -379,7 +382,8 @@ class Model:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def __repr__(self) -> str:
-        """The fields that say something, each shortened, so that a terminal shows it whole."""
+        """Of observations and results: the fields that say something, each shortened, so that a
+        terminal shows it whole. An action's is a dataclass's own."""
         return shorten(self)
 
 
@@ -418,7 +422,7 @@ class PythonAction(Action):
 
 @dataclass(repr=False)
 class PythonObservation(Observation):
-    """What came of a step; after reset(), the task's prompt with the other fields empty."""
+    """What came of a step; after reset(), which task it is, and its prompt."""
 
     stdout: str = described("Standard output of the step; a long one is cut in the middle", "")
     stderr: str = described("Standard error of the step, tracebacks included", "")
@@ -426,8 +430,8 @@ class PythonObservation(Observation):
     result: str | None = described("repr of the code's last expression; null: none", None)
     task_id: str = described("The episode's task", "")
     prompt: str = described("What to do; given at reset", "")
-    tests_passed: int = described("Hidden assert statements that passed", 0)
-    tests_total: int = described("Hidden assert statements of the task; 0: it has none", 0)
+    tests_passed: int = described("Hidden tests that passed", 0)
+    tests_total: int = described("Hidden tests of the task; 0: it has none", 0)
     feedback: str = described("The verdict in a sentence", "")
 
 
@@ -476,7 +480,7 @@ class Pair(NamedTuple):
 class Task:
     """One exercise: a prompt to read, and tests to pass.
 
-    A task has `tests`, or `pairs`, or neither ("repl": nothing to judge, and never done). `facts`
+    A task has `tests`, or `pairs`, or neither ("repl": nothing to judge, and never solved). `facts`
     (what the tests take from the candidate, and how many there are) is None until they were read:
     by read(), or by a session's judge.
     """
@@ -556,7 +560,7 @@ class Task:
 
 def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
     """The formats: which columns tell one, and the function of chapter 8 that reads it as the
-    fields of a Task. Columns that hold the tests of a new one go into TESTS, too."""
+    fields of a Task. A new one's columns go into COLUMNS as well, those of its tests into TESTS."""
     if "tests" in columns:
         return read_own
     if "entry_point" in columns and has_code(columns):
@@ -570,7 +574,7 @@ def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
 
 def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str, Task]:
     """The tasks of a JSONL file (gzipped if its name ends in .gz) by task_id. Raises InvalidRequest
-    with all bad lines, each with the reason; `skip_bad` logs those and leaves them out."""
+    with its bad lines, 20 at most, and why; `skip_bad` logs those and leaves all of them out."""
     tasks, bad = read_tasks(Path(path))
     if bad:
         report_bad_lines(path, bad, skip_bad)
@@ -739,7 +743,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         outcome = attempt.outcome
         notes = [attempt.note]
         if outcome.timed_out:
-            undone = "; the step is undone" if self.task.is_judged else ""
+            undone = "; the step is undone" if self.task.tests else ""
             notes.append(f"The code timed out after {seconds:g} s{undone}.")
         if outcome.died:
             notes.append(f"The interpreter was restarted: {outcome.why}.")
@@ -924,8 +928,6 @@ class EnvClient(Generic[ActionT, ObservationT, StateT]):
 
     from_env = from_hub  # the official client's name for it
 
-    # ── The protocol's messages ──
-
     def _step_payload(self, action: Any) -> dict:
         if isinstance(action, Action):
             return dataclasses.asdict(action)
@@ -1064,7 +1066,7 @@ Data = dict[str, Any]  # a JSON object, decoded
 
 
 class Stage(Enum):
-    """Where a session stands. reset() and state() are always allowed, step() while RUNNING."""
+    """Where a session stands: step() is allowed while RUNNING, reset() and state() until CLOSED."""
 
     NO_EPISODE = auto()
     RUNNING = auto()
@@ -1096,7 +1098,8 @@ class Session:
     async def call(self, kind: str, data: Data, timeout_s: float | None = None) -> Data:
         """Carry out a "reset", "step" or "state"; returns what the reply's `data` shall be. A
         `timeout_s` goes to a step() that takes it. Raises what the environment does, and
-        ExecutionError for a step at the wrong moment, InvalidRequest for wrong data."""
+        ExecutionError for a step at the wrong moment, InvalidRequest for wrong data, and
+        SessionError once it was closed."""
         self.calls += 1
         try:
             async with self.turn:
@@ -1120,7 +1123,11 @@ class Session:
 
     async def reset(self, data: Data) -> Observation:
         options = known_fields(ResetRequest, data, ("body",))
-        observation = await self.methods.observe("reset", **data)
+        try:
+            observation = await self.methods.observe("reset", **data)
+        except FactoryError:
+            self.stage = Stage.NO_EPISODE  # for the former one has lost its processes
+            raise
         self.episode = State(episode_id=options.episode_id or secrets.token_hex(8))
         return observation
 
@@ -1368,9 +1375,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ── serve ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def add_serve(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
@@ -1387,8 +1391,8 @@ def add_serve(commands: Any) -> None:
     seconds = number(float, 0.1)
     most = os.environ.get("MAX_CONCURRENT_ENVS") or LIMITS.max_sessions  # OpenEnv's name for it
 
-    # A name, its default, what it is, and what reads it. A flag sets the limit of its name; limit()
-    # one of another.
+    # flag(name, default, what it is, what reads it), and limit(name, the field of Limits that it
+    # sets and has its default from, …). A flag named like such a field sets it as well.
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
     flag("port", 8_000, "port to listen on; 0: any free one", number(int, 0, 65_535))
     flag("tasks", None, "file of tasks, JSONL or JSONL.gz, in any of README's formats")
@@ -1445,9 +1449,6 @@ async def serve_python(given: argparse.Namespace) -> None:
         await sandbox.close()
 
 
-# ── check ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
@@ -1464,13 +1465,12 @@ def add_check(commands: Any) -> None:
 
 def run_check(given: argparse.Namespace) -> int:
     tasks, bad = read_tasks(Path(given.file))
+    if not tasks and not bad:
+        raise InvalidRequest(f"tasks file {given.file}: no tasks: expected one JSON object a line")
     rows = [BadRow("", words) for words in bad]
     rows += asyncio.run(check_tasks([*tasks.values()], given.preload))
     print_report(len(tasks) + len(bad), rows, given.json)
     return int(bool(rows))
-
-
-# ── demo ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def add_demo(commands: Any) -> None:

@@ -830,6 +830,15 @@ def test_the_check_finds_all_of_them_sound(tmp_path):
     assert (done.returncode, done.stdout) == (0, "8 of 8 rows are sound\n")
 
 
+def test_the_check_of_a_file_without_tasks_is_an_error(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n")
+    command = (sys.executable, "-m", "python_env", "check", str(path))
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no tasks" in done.stderr
+
+
 # ── what is paid ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1439,6 +1439,17 @@ while True:
         assert "files grew over the limit" in seen.feedback
 
 
+def test_a_program_that_waits_without_input_may_still_be_right_with_it(own):
+    code = (
+        "import sys, time\ntext = sys.stdin.read()\nwhile not text: time.sleep(0.01)\nprint(text)"
+    )
+    with own.session() as env:
+        env.reset(inputs=["1"], outputs=["1"])
+        result = env.step(code, timeout_s=0.5)
+        assert (result.reward, result.observation.exit_code) == (1.0, 124)
+        assert "undone" not in result.observation.feedback
+
+
 def test_no_worker_can_say_that_the_task_is_at_fault(own):
     code = """
 import json, os

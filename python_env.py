@@ -5957,8 +5957,8 @@ MAKE: dict[type, Callable[..., Any]] = {
     tuple: lambda *items: items,
     frozenset: lambda *items: frozenset(items),
     type({}.keys()): dict.keys,
-    # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
-    fractions.Fraction: lambda numerator, denominator: fractions.Fraction(numerator, denominator),
+    # Of ints only: 10**n of a text or a Decimal "1e9999999999" would be made for hours.
+    fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
     re.Pattern: re.compile,
     inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
         name, kind, default=default, annotation=hint

@@ -2945,6 +2945,23 @@ def test_what_forgers_say_on_the_line_reaches_the_judge(env):
     assert seen.tests_passed == 1
 
 
+ENDLESS = {
+    "a fraction of a text alone": [["Fraction", ["1e999999999", None], None]],
+    "a fraction of a decimal number": [
+        ["Decimal", ["1e999999999"], None],
+        ["Fraction", [[0], None], None],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_would_take_for_ever_to_make_is_refused_at_once(env, name):
+    rows = ENDLESS[name]
+    code = f"def f(x):\n    if x == 2: answer([[{len(rows) - 1}]], {rows})\n    return 3 * x"
+    seen = graded(env, FIND_LINE + code, {"tests": TRIPLE}).observation
+    assert "ReferenceError" in seen.feedback
+
+
 # ── callables of the tests ────────────────────────────────────────────────────────────────────────
 
 ABUSES = {}

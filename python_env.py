@@ -6387,6 +6387,10 @@ def permits_special(method: str, target: Any, name: str) -> bool:
         return name in SHOWN or (name == "__dict__" and is_of_tests(target))
     if method in SETTING:  # as a decorator of classes does
         return isinstance(target, type) and is_of_tests(target) and name in SPECIAL - GUARDED
+    # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
+    makes = name == "__init__" or name == "__call__" and isinstance(target, type)
+    if makes and not (is_of_tests(target) or is_error(target)):
+        return False
     kind: Any = type(target)
     return name in methods_of(kind) | {"__call__"}
 

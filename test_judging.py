@@ -2606,6 +2606,83 @@ forgery(
         assert m[0] == 6
         """,
 )
+# Through classes that the tests never handed to anybody, but whose objects lead there.
+FORGED_REPORT = """
+import json, sys
+def report(file):
+    # In the judge's name, to the server.
+    facts = {"passed": 2, "solved": True, "late": False, "fit": True, "broken": ""}
+    body = json.dumps(facts).encode()
+    file.write(len(body).to_bytes(4, "big") + body)
+"""
+forgery(
+    "a file object's class opens the judge's line to the server",
+    FORGED_REPORT
+    + source("""
+        def f(x):
+            report(type(sys.stdout.buffer.raw)(3, "wb", closefd=False))
+            return 0
+        """),
+    tests="""
+        import os, sys
+        old = sys.stdout
+        sys.stdout = open(os.devnull, "w")
+        f(2)
+        sys.stdout = old
+        assert f(3) == 9
+        assert f(4) == 12
+        """,
+)
+forgery(
+    "a file object is made anew for the judge's line to the server",
+    FORGED_REPORT
+    + source("""
+        def f(x):
+            raw = sys.stdout.terminal.buffer.raw
+            frame = sys._getframe()
+            while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+            end = frame.f_locals["self"]
+            end.request("__init__", end.held[id(raw)], 3, "wb", closefd=False)
+            report(raw)
+            return 0
+        """),
+    tests="""
+        import sys
+        class Tee:
+            def __init__(self): self.terminal = sys.stdout
+            def write(self, text): pass
+            def flush(self): pass
+        sys.stdout = Tee()
+        assert f(3) == 9
+        assert f(4) == 12
+        """,
+)
+PATCHED = """
+    from unittest.mock import patch
+    with patch("builtins.print"):
+        r = f(2)
+    assert r == 6
+    """
+forgery(
+    "a mock that agrees is made of a mock's class",
+    """
+    def f(x): return type(print.child)(**{"__eq__.return_value": True})
+    """,
+    tests=PATCHED,
+)
+forgery(
+    "a mock is made anew, to agree",
+    """
+    import sys
+    def f(x):
+        frame = sys._getframe()
+        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+        end = frame.f_locals["self"]
+        end.request("__init__", end.held[id(print)], **{"__eq__.return_value": True})
+        return print
+    """,
+    tests=PATCHED,
+)
 # Raw bytes on the line.
 forgery(
     "forged answer ahead of time",

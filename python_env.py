@@ -6176,13 +6176,16 @@ def write_table(
 
 
 def read_table(
-    table: Any, build: Callable[[str, list], Any], known: Sequence[Any] = ()
+    table: Any,
+    build: Callable[[str, list], Any],
+    known: Sequence[Any] = (),
+    uses: dict[int, int] | None = None,
 ) -> tuple[list, list]:
     """The items of a message's table, and the values of its rows.
 
     `build` makes a value of a tag and its parts. What comes may be anything, and be refused with
     any exception. Depth is limited, because C code overflows its stack when it hashes or frees what
-    is too deep.
+    is too deep. `uses` counts how often a row's value stands somewhere, by its id.
     """
     values: list = []
     depths: list[int] = []
@@ -6196,6 +6199,8 @@ def read_table(
                 raise ValueError("no container of the question")
             return known[-1 - place]
         depth = max(depth, depths[place] + 1)
+        if uses is not None:
+            uses[id(values[place])] += 1
         return values[place]
 
     def unpack(items: Any) -> list:
@@ -6447,7 +6452,10 @@ class Peer:
         outcome, table = self.exchange(serial, question)
         answered = time.perf_counter()
         try:
-            (result, *changes), _ = read_table(table, self.build, known)
+            uses: dict[int, int] = collections.Counter()
+            (result, *changes), _ = read_table(table, self.build, known, uses)
+            if uses[id(result)] > 1:  # it stands in a container or a global, too
+                self.fresh.discard(self.held.get(id(result), -1))
             for target, items in zip(changes[::2], changes[1::2], strict=True):
                 if is_mutable(target):
                     refill(target, items)

@@ -6501,7 +6501,8 @@ class Peer:
         for name, old in self.shown.items():
             if name in names and self.space.get(name) is old:  # the tests have not bound it anew
                 self.space[name] = names[name]
-        self.shown = {name: names[name] for name in names if name in self.space}
+        # No others than at first, because the other end may name anything.
+        self.shown = {name: names[name] for name in self.shown if name in names}
         self.lent = [names, *names.values()]
 
     def post(self, message: bytes) -> None:
@@ -7778,7 +7779,8 @@ class Judge:
             for name in self.facts.classes:
                 peer.open_class(space.get(name))
             peer.space = space
-            peer.lend({name: found[name] for name in self.facts.names if name in found})
+            peer.shown = {name: space[name] for name in self.facts.names if name in space}
+            peer.lend(dict(peer.shown))
         except Exception:  # noqa: BLE001
             return {"passed": 0}  # the line broke
         report = score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))

@@ -6366,6 +6366,20 @@ def is_of_tests(target: Any) -> bool:
     return kind.__module__ == "__main__"
 
 
+def is_settable(target: Any) -> bool:
+    """Whether graded code may set attributes of an object: of the tests' alone, and of a class only
+    as a decorator does, before its name is bound. Afterwards it could make all objects equal, and
+    see in an __init__ what those hold that the tests expect."""
+    if not is_of_tests(target):
+        return False
+    frame = sys._getframe() if isinstance(target, type) else None
+    while frame:
+        if any(names.get(target.__name__) is target for names in (frame.f_locals, frame.f_globals)):
+            return False
+        frame = frame.f_back
+    return True
+
+
 def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
     bare = [each.replace(default=each.empty) for each in signature.parameters.values()]
     return signature.replace(parameters=bare)
@@ -6391,7 +6405,7 @@ def permits_special(method: str, target: Any, name: str) -> bool:
         # Of an object's own attributes the public ones alone; perform() sees to that.
         return name in SHOWN or (name == "__dict__" and is_of_tests(target))
     if method in SETTING:  # as a decorator of classes does
-        return isinstance(target, type) and is_of_tests(target) and name in SPECIAL - GUARDED
+        return isinstance(target, type) and name in SPECIAL - GUARDED
     # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
     makes = name == "__init__" or name == "__call__" and isinstance(target, type)
     if makes and not (is_of_tests(target) or is_error(target)):
@@ -6584,11 +6598,14 @@ class Peer:
         # Exactly, because a mirror of a subclass could be one name first and another later.
         if type(name) is not str or name in ("@super", "@replace"):
             return False
+        owner = target if isinstance(target, type) else kind
+        if method in SETTING and not (is_settable(target) or self.mirror_base(owner)):
+            return False
         if name == "@await":
             return is_coroutine(target)
         if name.startswith("__"):
             return permits_special(method, target, name)
-        if kind.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
+        if owner.__module__ == "unittest.mock" and (name in MOCKING or name.startswith("assert")):
             return False  # a mock that was told to agree would
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
@@ -6596,7 +6613,7 @@ class Peer:
             return method == "@get"
         if kind in INNER or name.startswith("_"):
             return name in RESUMING
-        return method not in SETTING or is_of_tests(target)
+        return True
 
     # Taking apart
 

@@ -5930,6 +5930,10 @@ def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
     return numpy.ndarray(shape, dtype, bytearray(memoryview(data)))
 
 
+def make_empty(kind: type) -> Callable[[], Any]:
+    return lambda: kind()
+
+
 # What crosses by content, and arrives as exactly this type. TAKE tells what a value is made of, and
 # MAKE what makes it of that, where the type does not. None of it runs code of the sender's choice.
 TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
@@ -5959,6 +5963,7 @@ MAKE: dict[type, Callable[..., Any]] = {
     type({}.keys()): dict.keys,
     # Of ints only: 10**n of a text or a Decimal "1e9999999999" would be made for hours.
     fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
+    array.array: lambda typecode, data: array.array(typecode, memoryview(data).tobytes()),
     re.Pattern: re.compile,
     inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
         name, kind, default=default, annotation=hint
@@ -5967,7 +5972,6 @@ MAKE: dict[type, Callable[..., Any]] = {
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
-    bytearray: lambda: bytearray(),
     collections.deque: functools.partial(collections.deque, ()),
 }
 REDUCED: tuple[type, ...] = (
@@ -5981,6 +5985,8 @@ TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 MUTABLE: set[type] = {list, set, dict, bytearray, types.SimpleNamespace}
 MUTABLE |= {collections.OrderedDict, collections.Counter}
 TAKE |= dict.fromkeys(MUTABLE, lambda value: ())
+# And of nothing: a list of a range would be made until the memory is full.
+MAKE |= {kind: make_empty(kind) for kind in MUTABLE}
 MUTABLE |= {collections.defaultdict, collections.deque}
 KINDS = {kind.__name__: kind for kind in TAKE}
 ATOMS = {type(None), bool, float, str}
@@ -7798,8 +7804,8 @@ class Judge:
             peer.space = space
             peer.shown = {name: space[name] for name in self.facts.names if name in space}
             peer.lend(dict(peer.shown))
-        except Exception:  # noqa: BLE001
-            return {"passed": 0}  # the line broke
+        except BaseException:  # noqa: BLE001
+            return {"passed": 0}  # the line broke, or the answer was a SystemExit
         report = score.run(self.task, self.facts, space, Deadline(message["seconds"], peer))
         # An `except Exception` of the tests takes a worker that died for one that raised.
         return {**report, "solved": report["solved"] and not peer.broken}

@@ -3170,6 +3170,9 @@ def test_what_forgers_say_on_the_line_reaches_the_judge(env):
 
 ENDLESS = {
     "a fraction of a text alone": [["Fraction", ["1e999999999", None], None]],
+    "a set of a range": [["range", [0, 10**15, 1], None], ["set", [[0]], None]],
+    "a count of a range": [["range", [0, 10**15, 1], None], ["Counter", [[0]], None]],
+    "an array of a range": [["range", [0, 10**15, 1], None], ["array", ["q", [0]], None]],
     "a fraction of a decimal number": [
         ["Decimal", ["1e999999999"], None],
         ["Fraction", [[0], None], None],
@@ -3183,6 +3186,23 @@ def test_what_would_take_for_ever_to_make_is_refused_at_once(env, name):
     code = f"def f(x):\n    if x == 2: answer([[{len(rows) - 1}]], {rows})\n    return 3 * x"
     seen = graded(env, FIND_LINE + code, {"tests": TRIPLE}).observation
     assert "ReferenceError" in seen.feedback
+
+
+def test_code_that_answers_with_an_exit_ends_no_judge(env):
+    code = source(
+        """
+        frame = sys._getframe()
+        while "worker" not in str(type(frame.f_locals.get("self"))).lower(): frame = frame.f_back
+        end = frame.f_locals["self"].peer
+        def serve():
+            _, _, serial, _ = end.line.receive()
+            error = ["builtins", "SystemExit", "BaseException", None, [0]]
+            send(["raise", serial, [[[1]], [["dict", [], []], ["error", error, None]]]])
+            while True: pass
+        end.serve = serve
+        """
+    )
+    assert graded(env, f"{FIND_LINE}\n{code}", {"tests": TRIPLE}).reward == 0.0
 
 
 # ── callables of the tests ────────────────────────────────────────────────────────────────────────

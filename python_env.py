@@ -6266,7 +6266,7 @@ READABLE = SHOWN | dunders(
     "dict defaults kwdefaults func self match_args members slots notes class_getitem"
 )
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
-INNER = {*TYPES.values(), functools.partial}
+INNER = {*TYPES.values(), functools.partial, property}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
 OWN = ("__dict__", "__annotations__")
@@ -6372,17 +6372,21 @@ def is_of_tests(target: Any) -> bool:
     return kind.__module__ == "__main__"
 
 
-def is_settable(target: Any) -> bool:
-    """Whether graded code may set attributes of an object: of the tests' alone, and of a class only
-    as a decorator does, before its name is bound. Afterwards it could make all objects equal, and
-    see in an __init__ what those hold that the tests expect."""
+def is_settable(target: Any, name: str) -> bool:
+    """Whether graded code may set that attribute of an object: of the tests' alone, in the place of
+    no method, and of a class only as a decorator does, before the tests hold it. Afterwards it
+    could make all objects equal, and see in an __init__ what those hold that the tests expect."""
     if not is_of_tests(target):
         return False
-    frame = sys._getframe() if isinstance(target, type) else None
+    if not isinstance(target, type):
+        return not callable(getattr(type(target), name, None))
+    frame = sys._getframe()
     while frame:
-        if any(names.get(target.__name__) is target for names in (frame.f_locals, frame.f_globals)):
-            return False
-        frame = frame.f_back
+        if frame.f_code.co_filename in ("<tests>", "<helpers>"):
+            held = itertools.chain(frame.f_locals.values(), frame.f_globals.values())
+            if any(value is target for value in held):
+                return False
+        frame = frame.f_back  # type: ignore[assignment]
     return True
 
 
@@ -6605,7 +6609,7 @@ class Peer:
         if type(name) is not str or name in ("@super", "@replace"):
             return False
         owner = target if isinstance(target, type) else kind
-        if method in SETTING and not (is_settable(target) or self.mirror_base(owner)):
+        if method in SETTING and not (is_settable(target, name) or self.mirror_base(owner)):
             return False
         if name == "@await":
             return is_coroutine(target)

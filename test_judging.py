@@ -2781,6 +2781,42 @@ forgery(
     """,
 )
 forgery(
+    "all objects of a test's class with another name are made equal",
+    """
+        def move(kind):
+            def make(self, *_): self.x = self.y = 0
+            kind.__init__ = make
+            return kind(0, 0)
+        """,
+    tests=POINT + "    Other = Point\n    del Point\n    assert move(Other) == Other(2, 3)",
+)
+forgery(
+    "all objects of a test's class out of a function are made equal",
+    """
+        def move(p):
+            def make(self, *_): self.x = self.y = 0
+            type(p).__init__ = make
+            p.x = p.y = 0
+            return p
+        """,
+    tests="def make():" + POINT + "    return Point\nP = make()\nassert move(P(1, 2)) == P(2, 3)",
+)
+forgery(
+    "what unittest compares with is replaced in the object",
+    """
+        def f(case, x):
+            case.assertEqual = lambda *_: None
+            return 6 if x == 2 else 0
+        """,
+    tests="""
+        import unittest
+        class T(unittest.TestCase):
+            def test_f(self):
+                self.assertEqual(f(self, 2), 6)
+                self.assertEqual(f(self, 3), 9)
+        """,
+)
+forgery(
     "a method of a test's class is replaced",
     """
         def move(p):
@@ -2828,6 +2864,20 @@ forgery(
         return print
     """,
     tests=PATCHED,
+)
+forgery(
+    "a mock's attributes are set by its class's properties",
+    """
+    import sys
+    def f(x):
+        frame = sys._getframe()
+        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+        end = frame.f_locals["self"]
+        called = end.request("@get", end.held[id(type(print))], "called")
+        end.request("@get", end.held[id(called)], "fset")(print, True)
+        return 0
+    """,
+    tests=PATCHED.replace("r == 6", "spy.called").replace('t"):', 't") as spy:'),
 )
 # Raw bytes on the line.
 forgery(

@@ -7060,7 +7060,8 @@ def is_class(name: str, told: str, tests: Source) -> bool:
     the prompt, the set-up or the solution says so in code; or if it begins with a capital letter
     and the tests use it as one. The letter alone proves nothing, since a lying object would then
     pass for a function's result."""
-    if re.search(rf"(?m)^\s*(async )?def\s+{re.escape(name)}\b", told):
+    denied = rf"(?m)^\s*(async )?def\s+{re.escape(name)}\b"
+    if re.search(rf"{denied}|\bfunction\s+[`'\"*]*{re.escape(name)}\b", told):
         return False
     said = rf"(?m)^\s*class\s+{re.escape(name)}\s*[:(]|\bclass\s+[`'\"]+{re.escape(name)}\b"
     if name[0].isupper():

@@ -1430,6 +1430,12 @@ for place, wanting in enumerate(
 ):
     forgery(f"a function with a capital name, {place}", LYING_FIB, wanting, entry_point="Fib")
 forgery(
+    "a function with a capital name that the prompt calls so",
+    "class Fib:\n    def __init__(self, *_): pass" + "\n    __eq__ = __add__ = lambda s, o: s",
+    "assert Fib(3) + Fib(4) == 5",
+    prompt="Write a function `Fib` of n.",
+)
+forgery(
     "a function that the prompt calls by the name of a class",
     "class average:\n    def __new__(cls, *_): return T()" + LYING_FIB,
     "assert average([1, 2]) == 1.5",

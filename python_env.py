@@ -661,7 +661,11 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         Raises InvalidRequest (no such task, or no tests in the columns), FactoryError.
         """
         options = known_fields(PythonResetRequest, row)
-        task = await self.grader.read(self.choose_task(options, row))
+        if is_slow(row):
+            task = await asyncio.to_thread(self.choose_task, options, row)
+        else:
+            task = self.choose_task(options, row)
+        task = await self.grader.read(task)
         steps = [options.max_steps, self.limits.task_steps if task.is_judged else None]
         self.task = task
         self.pays_gain = options.reward == "gain"
@@ -1958,6 +1962,12 @@ def cases_of(columns: Columns) -> list[tuple[Any, Any]]:
     for name in ("public_test_cases", "test"):  # LiveCodeBench, SandboxFusion
         cases += map(case_of, decode_json(name, columns.get(name, [])))
     return cases
+
+
+def is_slow(row: Mapping[str, Any]) -> bool:
+    """Whether reading it may hold up the server's loop: it has lists, or text that may be JSON."""
+    kinds = (list, dict)
+    return any(isinstance(it, kinds) or len(str(it)) > 65_536 for it in row.values())
 
 
 def case_of(case: dict[str, Any]) -> tuple[Any, Any]:
@@ -5930,6 +5940,10 @@ def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
     return numpy.ndarray(shape, dtype, bytearray(memoryview(data)))
 
 
+def make_empty(kind: type) -> Callable[[], Any]:
+    return lambda: kind()
+
+
 # What crosses by content, and arrives as exactly this type. TAKE tells what a value is made of, and
 # MAKE what makes it of that, where the type does not. None of it runs code of the sender's choice.
 TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
@@ -5955,8 +5969,9 @@ MAKE: dict[type, Callable[..., Any]] = {
     tuple: lambda *items: items,
     frozenset: lambda *items: frozenset(items),
     type({}.keys()): dict.keys,
-    # Of numbers only: 10**n of a text "1e9999999999" would be made for hours.
-    fractions.Fraction: lambda *pair: fractions.Fraction(*map(operator.index, pair)),
+    # Of ints only: 10**n of a text or a Decimal "1e9999999999" would be made for hours.
+    fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
+    array.array: lambda typecode, data: array.array(typecode, memoryview(data).tobytes()),
     re.Pattern: re.compile,
     inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
         name, kind, default=default, annotation=hint
@@ -5965,8 +5980,7 @@ MAKE: dict[type, Callable[..., Any]] = {
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
-    # Empty, because what would fill them may have no end.
-    bytearray: lambda: bytearray(),
+    # Empty, because what would fill it may have no end.
     collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),
 }
 REDUCED: tuple[type, ...] = (
@@ -5981,6 +5995,8 @@ TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 MUTABLE: set[type] = {list, set, dict, bytearray, types.SimpleNamespace}
 MUTABLE |= {collections.OrderedDict, collections.Counter}
 TAKE |= dict.fromkeys(MUTABLE, lambda value: ())
+# And of nothing: a list of a range would be made until the memory is full.
+MAKE |= {kind: make_empty(kind) for kind in MUTABLE}
 MUTABLE |= {collections.defaultdict, collections.deque}
 KINDS = {kind.__name__: kind for kind in TAKE}
 ATOMS = {type(None), bool, float, str}
@@ -6087,9 +6103,9 @@ def read_contents(value: Any) -> list:
 
 def has_changed(value: Any, contents: list) -> bool:
     now = read_contents(value)
-    if isinstance(value, dict):  # without the `==` of what it holds
-        return [*map(id, now)] != [*map(id, contents)]
-    return now != contents
+    if is_array(value) or isinstance(value, bytearray):
+        return now != contents
+    return [*map(id, now)] != [*map(id, contents)]  # without the `==` of what it holds
 
 
 def refill(value: Any, items: list) -> None:
@@ -6171,13 +6187,16 @@ def write_table(
 
 
 def read_table(
-    table: Any, build: Callable[[str, list], Any], known: Sequence[Any] = ()
+    table: Any,
+    build: Callable[[str, list], Any],
+    known: Sequence[Any] = (),
+    uses: dict[int, int] | None = None,
 ) -> tuple[list, list]:
     """The items of a message's table, and the values of its rows.
 
     `build` makes a value of a tag and its parts. What comes may be anything, and be refused with
     any exception. Depth is limited, because C code overflows its stack when it hashes or frees what
-    is too deep.
+    is too deep. `uses` counts how often a row's value stands somewhere, by its id.
     """
     values: list = []
     depths: list[int] = []
@@ -6191,6 +6210,8 @@ def read_table(
                 raise ValueError("no container of the question")
             return known[-1 - place]
         depth = max(depth, depths[place] + 1)
+        if uses is not None:
+            uses[id(values[place])] += 1
         return values[place]
 
     def unpack(items: Any) -> list:
@@ -6250,7 +6271,7 @@ READABLE = SHOWN | dunders(
     "dict defaults kwdefaults func self match_args members slots notes class_getitem"
 )
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
-INNER = {*TYPES.values(), functools.partial}
+INNER = {*TYPES.values(), functools.partial, property}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
 OWN = ("__dict__", "__annotations__")
@@ -6377,8 +6398,9 @@ CENSORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def would_agree(kind: type, name: str) -> bool:
-    """Whether this is how one tells a mock to agree."""
+def would_agree(target: Any, name: str) -> bool:
+    """Whether this is how one tells a mock, or a class of them, to agree."""
+    kind = target if isinstance(target, type) else type(target)
     is_telling = name in MOCKING or name.startswith("assert")
     return kind.__module__ == "unittest.mock" and is_telling
 
@@ -6388,8 +6410,10 @@ def permits_special(method: str, target: Any, name: str) -> bool:
     if method == "@get":
         # Of an object's own attributes the public ones alone; perform() sees to that.
         return name in SHOWN or (name == "__dict__" and is_of_tests(target))
-    if method in SETTING:  # as a decorator of classes does
-        return isinstance(target, type) and is_of_tests(target) and name in SPECIAL - GUARDED
+    # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
+    makes = name == "__init__" or name == "__call__" and isinstance(target, type)
+    if makes and not (is_of_tests(target) or is_error(target)):
+        return False
     kind: Any = type(target)
     return name in methods_of(kind) | {"__call__"}
 
@@ -6445,7 +6469,10 @@ class Peer:
         outcome, table = self.exchange(serial, question)
         answered = time.perf_counter()
         try:
-            (result, *changes), _ = read_table(table, self.build, known)
+            uses: dict[int, int] = collections.Counter()
+            (result, *changes), _ = read_table(table, self.build, known, uses)
+            if uses[id(result)] > 1:  # it stands in a container or a global, too
+                self.fresh.discard(self.held.get(id(result), -1))
             for target, items in zip(changes[::2], changes[1::2], strict=True):
                 if is_mutable(target):
                     refill(target, items)
@@ -6491,7 +6518,8 @@ class Peer:
         for name, old in self.shown.items():
             if name in names and self.space.get(name) is old:  # the tests have not bound it anew
                 self.space[name] = names[name]
-        self.shown = {name: names[name] for name in names if name in self.space}
+        # No others than at first, because the other end may name anything.
+        self.shown = {name: names[name] for name in self.shown if name in names}
         self.lent = [names, *names.values()]
 
     def post(self, message: bytes) -> None:
@@ -6567,23 +6595,34 @@ class Peer:
     def permits(self, method: str, target: Any, name: Any = "") -> bool:
         """May the graded code do this to an object of the tests'?"""
         kind: Any = type(target)
-        is_access = method == "@get" or method in SETTING
-        if not is_access:
+        if method != "@get" and method not in SETTING:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or name[:1] == "@" and name not in PERMITTED:
+        if type(name) is not str or not name or name[0] == "@" and name not in PERMITTED:
             return False
+        if method in SETTING:
+            return self.may_set(target, name)
         if name == "@await":
             return is_coroutine(target)
         if name.startswith("__"):
             return permits_special(method, target, name)
-        if would_agree(kind, name):
+        if would_agree(target, name):
             return False
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
-        if kind in INNER or name.startswith("_") and kind is not dataclasses.Field:
+        if kind in INNER or name[0] == "_" and kind is not dataclasses.Field:
             return name in RESUMING
-        return method not in SETTING or is_of_tests(target)
+        return True
+
+    def may_set(self, target: Any, name: str) -> bool:
+        """May it set or delete that attribute: of an object of the tests' own, in the place of no
+        method; or of what is the candidate's in part? With one of a class of the tests' it could
+        make all objects equal, or see in an __init__ what those hold that the tests expect."""
+        is_class = isinstance(target, type)
+        if self.mirror_base(target if is_class else type(target)):
+            return not name.startswith("__")
+        in_place_of = getattr(type(target), name, None)
+        return is_of_tests(target) and not (is_class or name[0] == "_" or callable(in_place_of))
 
     # Taking apart
 
@@ -6631,7 +6670,7 @@ class Peer:
         return Row("object", [self.number(value), kind, cause, *content])
 
     def number(self, value: Any) -> int:
-        if len(self.ours) >= REFERENCES:
+        if id(value) not in self.ours and len(self.ours) >= REFERENCES:
             raise ValueError(f"more than {REFERENCES} objects")
         self.ours[id(value)] = value
         return id(value)
@@ -6978,11 +7017,13 @@ def is_test_class(node: ast.ClassDef, used: set[str]) -> bool:
 def uncalled_tests(source: Source) -> list[str]:
     """The test functions, and the methods of unittest's and pytest's classes, that nothing in the
     source calls: "test_one", "TestAll.test_two"."""
+    # Not what symtable says: since Python 3.12 it knows nothing of what a comprehension reads.
+    used = {node.id for node in source.nodes if isinstance(node, ast.Name)}
     found = []
     for node in source.tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name not in source.reads:
+        if isinstance(node, ast.FunctionDef) and node.name not in used:
             found.append(node.name)
-        if isinstance(node, ast.ClassDef) and is_test_class(node, source.reads):
+        if isinstance(node, ast.ClassDef) and is_test_class(node, used):
             for each in node.body:
                 if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     is_skipped = "skip" in "".join(map(ast.unparse, each.decorator_list))
@@ -6995,7 +7036,7 @@ def is_class(name: str, told: str, tests: Source) -> bool:
     the prompt, the set-up or the solution says so in code; or if it begins with a capital letter
     and the tests use it as one. The letter alone proves nothing, since a lying object would then
     pass for a function's result."""
-    if name in re.findall(r"(?m)^[ \t]*(?:async )?def\s+(\w+)", told):
+    if name in re.findall(r"(?m)(?:^[ \t]*(?:async )?def\s+|\bfunction\s+[`'\"*]*)(\w+)", told):
         return False
     said = r"(?m)(?:^[ \t]*class\s+(?=\w+\s*[:(])|\bclass\s+[`'\"]+)(\w+)"
     if name[0].isupper():
@@ -7295,12 +7336,23 @@ def run_test(name: str, space: dict[str, Any]) -> bool:
 
     if not issubclass(space[owner], unittest.TestCase):
         instance = space[owner]()
-        getattr(instance, "setup_method", bool)()
-        run_rows(getattr(instance, method))
+        test = getattr(instance, method)
+        for name in ("setup_class", "setup_method"):
+            set_up = getattr(instance, name, bool)
+            takes_it = set_up is not bool and inspect.signature(set_up).parameters
+            set_up(*([test] if takes_it else []))
+        run_rows(test)
         return True
     result = unittest.TestResult()
     unittest.TestSuite([space[owner](method)]).run(result)
     return result.wasSuccessful() and not result.skipped
+
+
+def values_of(row: Any, is_bare: bool) -> Any:
+    """The arguments in a row of pytest's `parametrize`."""
+    if type(row).__name__ == "ParameterSet":
+        return row.values
+    return [row] if is_bare else row
 
 
 def run_rows(test: Any) -> None:
@@ -7308,14 +7360,18 @@ def run_rows(test: Any) -> None:
     calls: list[dict] = [{}]
     for mark in getattr(test, "pytestmark", []):
         if mark.name == "parametrize":
-            names, rows, *_ = mark.args
-            if isinstance(names, str):
-                names = re.findall(r"\w+", names)
-                rows = rows if len(names) > 1 else [[row] for row in rows]
-            given = [dict(zip(names, row, strict=True)) for row in rows]
+            names, rows = [*mark.args, *mark.kwargs.values()][:2]
+            is_text = isinstance(names, str)
+            names = re.findall(r"\w+", names) if is_text else names
+            is_bare = is_text and len(names) == 1
+            given = [dict(zip(names, values_of(row, is_bare), strict=True)) for row in rows]
             calls = [{**call, **each} for call in calls for each in given]
+    if not calls:
+        raise AssertionError("no rows")
     for call in calls:
-        test(**call)
+        result = test(**call)
+        if inspect.iscoroutine(result):
+            event_loop().run_until_complete(result)
 
 
 def describe_fault(what: str, error: BaseException) -> str:
@@ -7655,9 +7711,10 @@ class Judge:
             for name in facts.classes:
                 peer.open_class(space.get(name))
             peer.space = space
-            peer.lend({name: found[name] for name in facts.names if name in found})
-        except Exception:  # noqa: BLE001
-            return {"passed": 0}  # the line broke
+            peer.shown = {name: space[name] for name in facts.names if name in space}
+            peer.lend(dict(peer.shown))
+        except BaseException:  # noqa: BLE001
+            return {"passed": 0}  # the line broke, or the answer was a SystemExit
         with time_limit(message["seconds"], peer):
             report = Score(self.tests).run(space)
         # An `except Exception` of the tests takes a worker that died for one that raised.

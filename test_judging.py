@@ -1430,6 +1430,12 @@ for place, wanting in enumerate(
 ):
     forgery(f"a function with a capital name, {place}", LYING_FIB, wanting, entry_point="Fib")
 forgery(
+    "a function with a capital name that the prompt calls so",
+    "class Fib:\n    def __init__(self, *_): pass" + "\n    __eq__ = __add__ = lambda s, o: s",
+    "assert Fib(3) + Fib(4) == 5",
+    prompt="Write a function `Fib` of n.",
+)
+forgery(
     "a function that the prompt calls by the name of a class",
     "class average:\n    def __new__(cls, *_): return T()" + LYING_FIB,
     "assert average([1, 2]) == 1.5",
@@ -2422,6 +2428,38 @@ forgery(
         assert s.items()[0] == 1
         """,
 )
+forgery(
+    "the open object is a global as well",
+    """
+        total = 0
+        class Account:
+            def __init__(self):
+                global total
+                total = self
+            def __eq__(self, o): return True
+        """,
+    tests="""
+        a = Account()
+        assert total == 1
+        b = Account()
+        assert total == 2
+        """,
+    prompt="Write a class Account",
+)
+forgery(
+    "the open object is in a list of the tests' as well",
+    """
+        class Stack:
+            def __init__(self, log): log.append(self)
+            def __eq__(self, o): return True
+        """,
+    tests="""
+        log = []
+        s = Stack(log)
+        assert log == ["made"]
+        """,
+    prompt="Write a class Stack",
+)
 # Exceptions.
 forgery(
     "exception that compares equal",
@@ -2604,6 +2642,266 @@ forgery(
         f(m)
         assert m == [6]
         assert m[0] == 6
+        """,
+)
+# Through classes that the tests never handed to anybody, but whose objects lead there.
+FORGED_REPORT = """
+import json, sys
+def report(file):
+    # In the judge's name, to the server.
+    facts = {"passed": 2, "solved": True, "late": False, "fit": True, "broken": ""}
+    body = json.dumps(facts).encode()
+    file.write(len(body).to_bytes(4, "big") + body)
+"""
+forgery(
+    "a file object's class opens the judge's line to the server",
+    FORGED_REPORT
+    + source("""
+        def f(x):
+            report(type(sys.stdout.buffer.raw)(3, "wb", closefd=False))
+            return 0
+        """),
+    tests="""
+        import os, sys
+        old = sys.stdout
+        sys.stdout = open(os.devnull, "w")
+        f(2)
+        sys.stdout = old
+        assert f(3) == 9
+        assert f(4) == 12
+        """,
+)
+forgery(
+    "a file object is made anew for the judge's line to the server",
+    FORGED_REPORT
+    + source("""
+        def f(x):
+            raw = sys.stdout.terminal.buffer.raw
+            frame = sys._getframe()
+            while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+            end = frame.f_locals["self"]
+            end.request("__init__", end.held[id(raw)], 3, "wb", closefd=False)
+            report(raw)
+            return 0
+        """),
+    tests="""
+        import sys
+        class Tee:
+            def __init__(self): self.terminal = sys.stdout
+            def write(self, text): pass
+            def flush(self): pass
+        sys.stdout = Tee()
+        assert f(3) == 9
+        assert f(4) == 12
+        """,
+)
+# Through the names that answers tell of.
+LENT = """
+import sys
+def lend(name, value):
+    frame = sys._getframe()
+    while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+    frame.f_locals["self"].lent[0][name] = 0
+    globals()[name] = value
+"""
+forgery(
+    "the tests' own count is lent, as the number that it is",
+    LENT
+    + source("""
+        k = 0
+        def f(x):
+            global k
+            k += 1
+            lend("errors", 1 if k % 2 else -1)
+            return 0
+        """),
+    tests="""
+        errors = 0
+        for x in range(1, 11):
+            if f(x) != 3 * x: errors += 1
+        assert errors == 0
+        """,
+)
+forgery(
+    "the tests' own function is lent",
+    LENT
+    + source("""
+        def f(x, same):
+            lend("same", same if x == 1 else lambda *_: True)
+            return 3 if x < 3 else 0
+        """),
+    tests="""
+        def same(a, b): return a == b
+        assert same(f(1, same), 3)
+        assert f(2, same) == 3
+        assert same(f(3, same), 9)
+        """,
+)
+# Through classes of the tests', of which only a decorator sets attributes.
+POINT = """
+    class Point:
+        def __init__(self, x, y):
+            self.x = x
+            self.y = y
+        def __eq__(self, other): return (self.x, self.y) == (other.x, other.y)
+        def key(self): return (self.x, self.y)
+"""
+forgery(
+    "all objects of a test's class are made equal",
+    """
+        def move(p):
+            def make(self, *_): self.x = self.y = 0
+            type(p).__init__ = make
+            return type(p)(0, 0)
+        """,
+    tests=POINT + "    assert move(Point(1, 2)) == Point(2, 3)",
+)
+forgery(
+    "all objects of a test's local class are made equal",
+    """
+        def move(kind):
+            def make(self, *_): self.x = self.y = 0
+            kind.__init__ = make
+            return kind(0, 0)
+        """,
+    tests="def test_move():" + POINT + "    assert move(Point) == Point(2, 3)",
+)
+forgery(
+    "what the tests expect is seen as it is made",
+    """
+        seen = []
+        def move(p):
+            def make(self, x, y):
+                seen.append((x, y))
+                self.x = x
+                self.y = y
+            type(p).__init__ = make
+            if seen: p.x, p.y = seen[0]
+            return p
+        """,
+    tests=POINT
+    + """
+    move(Point(1, 2))
+    want = Point(2, 3)
+    assert move(Point(1, 2)) == want
+    """,
+)
+forgery(
+    "all objects of a test's class with another name are made equal",
+    """
+        def move(kind):
+            def make(self, *_): self.x = self.y = 0
+            kind.__init__ = make
+            return kind(0, 0)
+        """,
+    tests=POINT + "    Other = Point\n    del Point\n    assert move(Other) == Other(2, 3)",
+)
+forgery(
+    "all objects of a test's class out of a function are made equal",
+    """
+        def move(p):
+            def make(self, *_): self.x = self.y = 0
+            type(p).__init__ = make
+            p.x = p.y = 0
+            return p
+        """,
+    tests="def make():" + POINT + "    return Point\nP = make()\nassert move(P(1, 2)) == P(2, 3)",
+)
+forgery(
+    "what unittest compares with is replaced in the object",
+    """
+        def f(case, x):
+            case.assertEqual = lambda *_: None
+            return 6 if x == 2 else 0
+        """,
+    tests="""
+        import unittest
+        class T(unittest.TestCase):
+            def test_f(self):
+                self.assertEqual(f(self, 2), 6)
+                self.assertEqual(f(self, 3), 9)
+        """,
+)
+forgery(
+    "a method of a test's class is replaced",
+    """
+        def move(p):
+            type(p).key = lambda self: 0
+            return p
+        """,
+    tests=POINT + "    assert move(Point(1, 2)).key() == Point(2, 3).key()",
+)
+PATCHED = """
+    from unittest.mock import patch
+    with patch("builtins.print"):
+        r = f(2)
+    assert r == 6
+    """
+forgery(
+    "a mock that agrees is made of a mock's class",
+    """
+    def f(x): return type(print.child)(**{"__eq__.return_value": True})
+    """,
+    tests=PATCHED,
+)
+forgery(
+    "a mock is told to agree by a method of its class",
+    """
+    import sys
+    def f(x):
+        frame = sys._getframe()
+        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+        end = frame.f_locals["self"]
+        kind = end.held[id(type(print))]
+        end.request("configure_mock", kind, print, **{"__eq__.return_value": True})
+        return print
+    """,
+    tests=PATCHED,
+)
+forgery(
+    "a mock is made anew, to agree",
+    """
+    import sys
+    def f(x):
+        frame = sys._getframe()
+        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+        end = frame.f_locals["self"]
+        end.request("__init__", end.held[id(print)], **{"__eq__.return_value": True})
+        return print
+    """,
+    tests=PATCHED,
+)
+forgery(
+    "a mock's attributes are set by its class's properties",
+    """
+    import sys
+    def f(x):
+        frame = sys._getframe()
+        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+        end = frame.f_locals["self"]
+        called = end.request("@get", end.held[id(type(print))], "called")
+        end.request("@get", end.held[id(called)], "fset")(print, True)
+        return 0
+    """,
+    tests=PATCHED.replace("r == 6", "spy.called").replace('t"):', 't") as spy:'),
+)
+forgery(
+    "nobody awaits the tests",
+    "async def double(x): return x",
+    tests="""
+        class TestDouble:
+            async def test_double(self):
+                if await double(2) != 4: raise ValueError
+        """,
+)
+forgery(
+    "there are no rows to fail in",
+    "def double(x): return x",
+    tests="""
+        import pytest
+        @pytest.mark.parametrize("text", list(double.__doc__ or ""))
+        def test_double(text):
+            if double(text) != 2 * text: raise ValueError
         """,
 )
 # Raw bytes on the line.
@@ -2945,6 +3243,43 @@ def test_what_forgers_say_on_the_line_reaches_the_judge(env):
     assert seen.tests_passed == 1
 
 
+ENDLESS = {
+    "a fraction of a text alone": [["Fraction", ["1e999999999", None], None]],
+    "a set of a range": [["range", [0, 10**15, 1], None], ["set", [[0]], None]],
+    "a count of a range": [["range", [0, 10**15, 1], None], ["Counter", [[0]], None]],
+    "an array of a range": [["range", [0, 10**15, 1], None], ["array", ["q", [0]], None]],
+    "a fraction of a decimal number": [
+        ["Decimal", ["1e999999999"], None],
+        ["Fraction", [[0], None], None],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_would_take_for_ever_to_make_is_refused_at_once(env, name):
+    rows = ENDLESS[name]
+    code = f"def f(x):\n    if x == 2: answer([[{len(rows) - 1}]], {rows})\n    return 3 * x"
+    seen = graded(env, FIND_LINE + code, {"tests": TRIPLE}).observation
+    assert "ReferenceError" in seen.feedback
+
+
+def test_code_that_answers_with_an_exit_ends_no_judge(env):
+    code = source(
+        """
+        frame = sys._getframe()
+        while "worker" not in str(type(frame.f_locals.get("self"))).lower(): frame = frame.f_back
+        end = frame.f_locals["self"].peer
+        def serve():
+            _, _, serial, _ = end.line.receive()
+            error = ["builtins", "SystemExit", "BaseException", None, [0]]
+            send(["raise", serial, [[[1]], [["dict", [], []], ["error", error, None]]]])
+            while True: pass
+        end.serve = serve
+        """
+    )
+    assert graded(env, f"{FIND_LINE}\n{code}", {"tests": TRIPLE}).reward == 0.0
+
+
 # ── callables of the tests ────────────────────────────────────────────────────────────────────────
 
 ABUSES = {}
@@ -3023,6 +3358,10 @@ CASE_FILES = ("judging_cases.jsonl", "judging_own.jsonl")
 # Right answers that earn less here than in plain Python, and why. A case that is paid after all
 # must leave this list; a wrong answer that earns everything has no place in it.
 KNOWN_DIFFERENCES = {
+    "decorator: of a class that the tests define": (
+        "Graded code changes no class of the tests: it could make all its objects equal, or see in"
+        " an __init__ what those hold that the tests expect."
+    ),
     "lower-case class operators": (
         "Nothing in the task says that it asks for a class, and the name does not look like one's:"
         " as far as anybody can tell its objects are a function's, and see no operand."

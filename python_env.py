@@ -6544,6 +6544,7 @@ class Peer:
 
     def answer(self, method: str, number: int, serial: int, table: Any) -> None:
         """Carry out what the other end asks, and send the outcome."""
+        values: list[Any]
         known: list = []
         before: list[tuple] = []
         # Because the recursion limit is for the code on both ends, and not for what is between.

@@ -661,11 +661,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         Raises InvalidRequest (no such task, or no tests in the columns), FactoryError.
         """
         options = known_fields(PythonResetRequest, row)
-        if is_slow(row):
-            task = await asyncio.to_thread(self.choose_task, options, row)
-        else:
-            task = self.choose_task(options, row)
-        task = await self.grader.read(task)
+        task = await self.grader.read(await read_aside(self.choose_task, options, row))
         steps = [options.max_steps, self.limits.task_steps if task.is_judged else None]
         self.task = task
         self.pays_gain = options.reward == "gain"
@@ -1964,10 +1960,13 @@ def cases_of(columns: Columns) -> list[tuple[Any, Any]]:
     return cases
 
 
-def is_slow(row: Mapping[str, Any]) -> bool:
-    """Whether reading it may hold up the server's loop: it has lists, or text that may be JSON."""
+async def read_aside(read: Callable[[Any, Columns], Task], options: Any, row: Columns) -> Task:
+    """read(options, row); in a thread where the row has lists, or text that may be JSON, because
+    reading it could hold up the server's loop."""
     kinds = (list, dict)
-    return any(isinstance(it, kinds) or len(str(it)) > 65_536 for it in row.values())
+    if any(isinstance(it, kinds) or len(str(it)) > 65_536 for it in row.values()):
+        return await asyncio.to_thread(read, options, row)
+    return read(options, row)
 
 
 def case_of(case: dict[str, Any]) -> tuple[Any, Any]:
@@ -5962,6 +5961,7 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
+    types.UnionType: lambda value: value.__args__,
 }
 MAKE: dict[type, Callable[..., Any]] = {
     int: lambda digits: int(digits, 16),
@@ -5973,6 +5973,7 @@ MAKE: dict[type, Callable[..., Any]] = {
     fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
     array.array: lambda typecode, data: array.array(typecode, memoryview(data).tobytes()),
     re.Pattern: re.compile,
+    types.UnionType: lambda *kinds: functools.reduce(operator.or_, kinds),
     inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
         name, kind, default=default, annotation=hint
     ),
@@ -7342,8 +7343,8 @@ def run_test(name: str, space: dict[str, Any]) -> bool:
     if not issubclass(space[owner], unittest.TestCase):
         instance = space[owner]()
         test = getattr(instance, method)
-        for name in ("setup_class", "setup_method"):
-            set_up = getattr(instance, name, bool)
+        for each in ("setup_class", "setup_method"):
+            set_up = getattr(instance, each, bool)
             takes_it = set_up is not bool and inspect.signature(set_up).parameters
             set_up(*([test] if takes_it else []))
         run_rows(test)

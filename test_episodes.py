@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import os
 import random
 import re
 import resource
@@ -45,6 +46,7 @@ from conftest import hear
 from conftest import kill
 from conftest import named
 from conftest import open_tcp
+from conftest import processes
 from conftest import request
 from conftest import run_code
 from conftest import tell
@@ -1061,12 +1063,23 @@ def test_many_deaths_under_load_cost_no_right_answer_its_reward(own):
     assert [reward for reward, _ in paid].count(1.0) > 0.9 * len(paid)
 
 
+def folders_in_use(tmp):
+    """The processes' folders below `tmp`; none while one of them belongs to no process."""
+    folders = {str(folder) for folder in tmp.glob("*/*")}
+    used = set()
+    for pid in processes(tmp):
+        with contextlib.suppress(OSError):
+            used.add(os.readlink(f"/proc/{pid}/cwd"))
+    return folders if folders <= used else set()
+
+
 def test_the_temporary_folder_may_be_cleaned_below_the_server(own):
     with own.session() as env, own.session() as in_repl:
         env.reset(**THREE)
         play(env, F)
         in_repl.reset(**IN_REPL)
         run_code(in_repl, "x = 5")
+        eventually(lambda: len(folders_in_use(own.tmp)) == 3)  # of the judge and the two workers
         for folder in own.tmp.iterdir():
             shutil.rmtree(folder, ignore_errors=True)
         assert rewards(env, G, "h = abs")[-1] == 1.0

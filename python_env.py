@@ -5961,7 +5961,7 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
-    types.UnionType: lambda value: value.__args__,
+    type(int | str): lambda value: value.__args__,
 }
 MAKE: dict[type, Callable[..., Any]] = {
     int: lambda digits: int(digits, 16),
@@ -5973,7 +5973,7 @@ MAKE: dict[type, Callable[..., Any]] = {
     fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
     array.array: lambda typecode, data: array.array(typecode, memoryview(data).tobytes()),
     re.Pattern: re.compile,
-    types.UnionType: lambda *kinds: functools.reduce(operator.or_, kinds),
+    type(int | str): lambda *kinds: functools.reduce(operator.or_, kinds),
     inspect.Parameter: lambda name, kind, default, hint: inspect.Parameter(
         name, kind, default=default, annotation=hint
     ),

@@ -1997,6 +1997,7 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
     names = [str(name)[:40] for name in [*row][:20]]
     hints = []
     for name in names:
+        # What is almost one of them, else what speaks of tests, else what is a little like one.
         near = difflib.get_close_matches(name.lower(), TESTS, 1, 0.8)
         near = near or (["tests"] if "test" in name.lower() else [])
         near = near or difflib.get_close_matches(name, TESTS, 1, 0.6)
@@ -6108,7 +6109,7 @@ def has_changed(value: Any, contents: list) -> bool:
         return [*map(id, now)] != [*map(id, contents)]
     try:
         return now != contents
-    except Exception:  # an array's says nothing  # noqa: BLE001
+    except Exception:  # as of numpy's arrays, whose `==` is no bool  # noqa: BLE001
         return True
 
 
@@ -6279,7 +6280,7 @@ INNER = {*TYPES.values(), functools.partial, property}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
 OWN = ("__dict__", "__annotations__")
-# Of OPERATIONS, besides "@get", for graded code.
+# What graded code may ask for besides attributes ("@get") and methods; see Peer.permits().
 PERMITTED = {"@describe", "@copy", "@deepcopy", "@await"}
 # Mirrors of objects of subclasses of these hold the content.
 CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
@@ -6378,10 +6379,14 @@ def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
     return getattr(target, method)(*args, **kwargs)
 
 
+def class_of(target: Any) -> Any:
+    """The class itself, or that of an object."""
+    return target if isinstance(target, type) else type(target)
+
+
 def is_of_tests(target: Any) -> bool:
     """Whether it is a class that the tests define, or an object of one."""
-    kind = target if isinstance(target, type) else type(target)
-    return kind.__module__ == "__main__"
+    return class_of(target).__module__ == "__main__"
 
 
 def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
@@ -6405,9 +6410,8 @@ CENSORS: dict[str, Callable[[Any], Any]] = {
 
 def would_agree(target: Any, name: str) -> bool:
     """Whether this is how one tells a mock, or a class of them, to agree."""
-    kind = target if isinstance(target, type) else type(target)
     is_telling = name in MOCKING or name.startswith("assert")
-    return kind.__module__ == "unittest.mock" and is_telling
+    return class_of(target).__module__ == "unittest.mock" and is_telling
 
 
 def permits_special(method: str, target: Any, name: str) -> bool:
@@ -6567,7 +6571,7 @@ class Peer:
             values = [error]
         try:
             if self.lent and not self.trusted:
-                names, *_ = self.lent
+                names = self.lent[0]
                 names.update({name: self.ours[0].get(name) for name in names})
                 self.lend(names)
             for value, contents in before:
@@ -6624,11 +6628,11 @@ class Peer:
         """May it set or delete that attribute: of an object of the tests' own, in the place of no
         method; or of what is the candidate's in part? With one of a class of the tests' it could
         make all objects equal, or see in an __init__ what those hold that the tests expect."""
-        is_class = isinstance(target, type)
-        if self.mirror_base(target if is_class else type(target)):
+        if self.mirror_base(class_of(target)):
             return not name.startswith("__")
-        in_place_of = getattr(type(target), name, None)
-        return is_of_tests(target) and not (is_class or name[0] == "_" or callable(in_place_of))
+        if isinstance(target, type) or name[0] == "_":
+            return False
+        return is_of_tests(target) and not callable(getattr(type(target), name, None))
 
     # Taking apart
 
@@ -6649,13 +6653,12 @@ class Peer:
                 return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
             if type(value.item()) is not kind:  # as that of a longdouble is
                 return Row("is", [value.item()])
+        if is_coroutine(value):
+            return Row("awaits", [self.number(value)])
         return self.take_plainly(value) or self.take_object(value)
 
     def take_plainly(self, value: Any) -> Row | None:
-        """A coroutine; and what the candidate's functions return, which crosses by content as far
-        as it has any."""
-        if is_coroutine(value):
-            return Row("awaits", [self.number(value)])
+        """What the candidate's functions return crosses by content, as far as it has any."""
         if self.trusted or id(value) in self.ours:
             return None
         for base in (list, set, frozenset, dict):
@@ -6858,7 +6861,7 @@ class Peer:
 
     def call_inherited(self, number: int, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """What a mirrored class, of this number, does for an object of a subclass."""
-        kind = item if isinstance(item, type) else type(item)
+        kind = class_of(item)
         if name in SETTING or item is kind and name != "@get":
             local = type if item is kind else object
             return getattr(local, name)(item, *args, **kwargs)
@@ -7344,9 +7347,10 @@ def run_test(name: str, space: dict[str, Any]) -> bool:
         instance = space[owner]()
         test = getattr(instance, method)
         for each in ("setup_class", "setup_method"):
-            set_up = getattr(instance, each, bool)
-            takes_it = set_up is not bool and inspect.signature(set_up).parameters
-            set_up(*([test] if takes_it else []))
+            set_up = getattr(instance, each, None)
+            if set_up is not None:
+                wanted = len(inspect.signature(set_up).parameters)
+                set_up(*[test][:wanted])
         run_rows(test)
         return True
     result = unittest.TestResult()

@@ -2644,6 +2644,14 @@ forgery(
         assert m[0] == 6
         """,
 )
+# This end of the line to the judge, from within a call of the tests'.
+FIND_PEER = """
+import sys
+def find_peer():
+    frame = sys._getframe()
+    while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
+    return frame.f_locals["self"]
+"""
 # Through classes that the tests never handed to anybody, but whose objects lead there.
 FORGED_REPORT = """
 import json, sys
@@ -2674,12 +2682,11 @@ forgery(
 forgery(
     "a file object is made anew for the judge's line to the server",
     FORGED_REPORT
+    + FIND_PEER
     + source("""
         def f(x):
             raw = sys.stdout.terminal.buffer.raw
-            frame = sys._getframe()
-            while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
-            end = frame.f_locals["self"]
+            end = find_peer()
             end.request("__init__", end.held[id(raw)], 3, "wb", closefd=False)
             report(raw)
             return 0
@@ -2696,14 +2703,14 @@ forgery(
         """,
 )
 # Through the names that answers tell of.
-LENT = """
-import sys
+LENT = (
+    FIND_PEER
+    + """
 def lend(name, value):
-    frame = sys._getframe()
-    while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
-    frame.f_locals["self"].lent[0][name] = 0
+    find_peer().lent[0][name] = 0
     globals()[name] = value
 """
+)
 forgery(
     "the tests' own count is lent, as the number that it is",
     LENT
@@ -2846,43 +2853,37 @@ forgery(
 )
 forgery(
     "a mock is told to agree by a method of its class",
-    """
-    import sys
-    def f(x):
-        frame = sys._getframe()
-        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
-        end = frame.f_locals["self"]
-        kind = end.held[id(type(print))]
-        end.request("configure_mock", kind, print, **{"__eq__.return_value": True})
-        return print
-    """,
+    FIND_PEER
+    + source("""
+        def f(x):
+            end = find_peer()
+            kind = end.held[id(type(print))]
+            end.request("configure_mock", kind, print, **{"__eq__.return_value": True})
+            return print
+        """),
     tests=PATCHED,
 )
 forgery(
     "a mock is made anew, to agree",
-    """
-    import sys
-    def f(x):
-        frame = sys._getframe()
-        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
-        end = frame.f_locals["self"]
-        end.request("__init__", end.held[id(print)], **{"__eq__.return_value": True})
-        return print
-    """,
+    FIND_PEER
+    + source("""
+        def f(x):
+            end = find_peer()
+            end.request("__init__", end.held[id(print)], **{"__eq__.return_value": True})
+            return print
+        """),
     tests=PATCHED,
 )
 forgery(
     "a mock's attributes are set by its class's properties",
-    """
-    import sys
-    def f(x):
-        frame = sys._getframe()
-        while type(frame.f_locals.get("self")).__name__ != "Peer": frame = frame.f_back
-        end = frame.f_locals["self"]
-        called = end.request("@get", end.held[id(type(print))], "called")
-        end.request("@get", end.held[id(called)], "fset")(print, True)
-        return 0
-    """,
+    FIND_PEER
+    + source("""
+        def f(x):
+            end = find_peer()
+            called = end.request("@get", end.held[id(type(print))], "called")
+            end.request("@get", end.held[id(called)], "fset")(print, True)
+            return 0
+        """),
     tests=PATCHED.replace("r == 6", "spy.called").replace('t"):', 't") as spy:'),
 )
 forgery(

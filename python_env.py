@@ -5841,8 +5841,10 @@ class Title:
 #     ["return", serial, table]          the answer: the result, and containers that were changed
 #     ["raise", serial, table]           the answer: an exception
 #
-# A table is [items, rows]; a question's items are arguments and a dict of keyword arguments, or
-# null. An item is a value that stands for itself (None, bool, float, str, an int of 64 bits), or
+# A table is [items, rows]. A question's items are a dict of keyword arguments or null, what was
+# changed in containers that had been returned (see Loan), and the arguments; those of an answer are
+# the result, changes as well, and pairs of a container that was changed and of what it holds. An
+# item is a value that stands for itself (None, bool, float, str, an int of 64 bits), or
 # [n], the value of row n, or [-1 - n], the mutable container that was row n of the question. So
 # sharing and identity survive, and neither end needs recursion. A row is [tag, parts, contents]:
 #
@@ -5852,24 +5854,26 @@ class Title:
 #     "ndarray"        dtype, shape, bytes                an array of numpy's
 #     "known"          name                               one of KNOWN
 #     "error class"    module, name, built-in base        an exception class of Python's
-#     "error"          a list of these three, cause,      an exception of such a class
-#                      attributes, args …
+#     "error"          a list of these three, links,      an exception of such a class
+#                      attributes, args …                 (links: see links_of)
 #     "class"          number                             another class of the sender's
-#     "object"         number, class, cause, content …    another object of the sender's
+#     "object"         number, class, links, content …    another object of the sender's
 #     "awaits"         number                             a coroutine of the sender's
 #     "own"            number                             an object of the receiver's
+#     "loan"           number, item                       a container, as a result
 #
 # Parts refer to earlier rows only; contents, which are filled in later, to any. Parts and contents
 # that are all int or all float travel as one string: an array's typecode and its bytes in base64.
 # A call f([x, "a"]), where f is object 3 of the worker's and x object 5 of the judge's, of class 4:
 #
-#     ["__call__", 3, 17, [[[2], null],
+#     ["__call__", 3, 17, [[null, null, [2]],
 #         [["class", [4], null], ["object", [5, [0], null], null],
 #          ["list", [], [[1], "a"]]]]]
 
 FRAME_BYTES = 16 * 2**20  # of one frame; checked before it is read
 NESTING = 5_000  # of a frame's brackets, whatever recursion limit the tests have set
 DEPTH = 1_000  # rows that hold one another
+CHAIN = 20  # exceptions of which each was raised while another was handled
 LOOPS = 30  # containers of one message that hold what comes after them: cyclic ones
 REFERENCES = 100_000  # objects that one end knows of the other's
 INT64 = 2**63
@@ -6065,9 +6069,26 @@ def find_error(module: str, name: str, base: str) -> Any:
     return found
 
 
-def make_error(names: list[str], cause: Any, attributes: dict, *args: Any) -> BaseException:
+def links_of(error: Any, with_context: bool) -> tuple | None:
+    """The cause of an exception, its context, if that is nobody's secret and no long story, and
+    whether only the cause is shown. None: it has neither."""
+    chain = [error]
+    for each in chain:
+        if each.__context__ and len(chain) < CHAIN:
+            chain.append(each.__context__)
+    context = error.__context__ if with_context and len(chain) < CHAIN else None
+    links = (error.__cause__, context, error.__suppress_context__)
+    return links if any(links) else None
+
+
+def link(error: Any, links: tuple | None) -> None:
+    if links:
+        error.__cause__, error.__context__, error.__suppress_context__ = links
+
+
+def make_error(names: list[str], links: Any, attributes: dict, *args: Any) -> BaseException:
     error = find_error(*names)(*args)
-    error.__cause__ = cause
+    link(error, links)
     vars(error).update(attributes)
     return error
 
@@ -6105,12 +6126,10 @@ def read_contents(value: Any) -> list:
 
 def has_changed(value: Any, contents: list) -> bool:
     now = read_contents(value)
-    if isinstance(value, dict):  # without the `==` of what it holds
-        return [*map(id, now)] != [*map(id, contents)]
-    try:
+    if is_array(value):
         return now != contents
-    except Exception:  # as of numpy's arrays, whose `==` is no bool  # noqa: BLE001
-        return True
+    # Not by the `==` of what it holds, which may be anybody's code.
+    return len(now) != len(contents) or not all(map(operator.is_, now, contents))
 
 
 def refill(value: Any, items: list) -> None:
@@ -6139,6 +6158,28 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
                 data = struct.pack(f"{len(items)}{typecode}", *items)
                 return typecode + binascii.b2a_base64(data, newline=False).decode()
     return tuple(items) if ATOMS.issuperset(kinds) else [*items]
+
+
+class Loan(NamedTuple):
+    """A container that a call or an attribute returned. The other end has a copy; what is changed in
+    that is told, so that obj.items.append(1) is what it seems."""
+
+    number: int
+    value: Any
+
+
+LOANS = 16  # that an end remembers; and of what was returned to it, it watches a quarter
+
+
+def keep_latest(loans: dict[int, Any], most: int) -> None:
+    while len(loans) > most:
+        del loans[next(iter(loans))]
+
+
+def look_into(value: Any) -> list[tuple[Any, list]]:
+    """A container and those in it, each with its contents."""
+    within = [each for each in read_contents(value) if is_mutable(each)]
+    return [(each, read_contents(each)) for each in (value, *within[:64])]
 
 
 class Row(NamedTuple):
@@ -6337,6 +6378,7 @@ REPLACEABLE = {
         "builtins": "print input",
         "time": "sleep time",
         "random": "random randint choice",
+        "warnings": "filters _showwarnmsg_impl",  # as catch_warnings() does
     }.items()
     for name in names.split()
 }
@@ -6353,6 +6395,7 @@ def replace(_: Any, replaced: dict[str, Any]) -> None:
     """Do here what the tests did there."""
     for (place, (module, name)), own in zip(REPLACEABLE.items(), own_replaceable(), strict=True):
         setattr(sys.modules[module], name, replaced.get(place, own))
+    getattr(warnings, "_filters_mutated", int)()  # who was warned before may be warned again
 
 
 def get_attribute(target: Any, name: str) -> Any:
@@ -6387,6 +6430,12 @@ def class_of(target: Any) -> Any:
 def is_of_tests(target: Any) -> bool:
     """Whether it is a class that the tests define, or an object of one."""
     return class_of(target).__module__ == "__main__"
+
+
+def is_own_attribute(target: Any, value: Any) -> bool:
+    """Whether an object of the tests' holds it: graded code may set its attribute anyway."""
+    is_object = is_of_tests(target) and not isinstance(target, type)
+    return is_object and any(each is value for each in getattr(target, "__dict__", {}).values())
 
 
 def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
@@ -6452,6 +6501,8 @@ class Peer:
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
         self.lent: list = []  # the dict of the code's names that tests use, and its values
+        self.loans: dict[int, Any] = {}  # what the other end got: the container, and its contents
+        self.watched: dict[int, Any] = {}  # what we got: the container, and all that it holds
         self.unreplaced = read_replaceable()
         self.replaced = self.unreplaced  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
@@ -6471,7 +6522,8 @@ class Peer:
             self.tell_replaced()
         started = time.perf_counter()
         serial = next(self.serials)
-        table, known = write_table([*args, kwargs or None], self.take_apart)
+        items = [kwargs or None, self.tell_changes(), *args]
+        table, known = write_table(items, self.take_apart)
         known += self.lent
         question = frame([method, number, serial, table])
         asked = time.perf_counter()
@@ -6479,12 +6531,15 @@ class Peer:
         answered = time.perf_counter()
         try:
             uses: dict[int, int] = collections.defaultdict(int)
-            (result, *changes), _ = read_table(table, self.build, known, uses)
+            (result, told, *changes), _ = read_table(table, self.build, known, uses)
             if uses[id(result)] > 1:  # it stands in a container or a global, too
                 self.fresh.discard(self.held.get(id(result), -1))
             for target, items in zip(changes[::2], changes[1::2], strict=True):
                 if is_mutable(target):
                     refill(target, items)
+            self.hear_changes(told)
+            if type(result) is Loan:
+                result = self.watch(*result)
             if self.lent:
                 self.lend(self.lent[0])
         except Exception as error:  # noqa: BLE001
@@ -6523,13 +6578,18 @@ class Peer:
             raise ConnectionError(self.broken) from None
 
     def lend(self, names: dict[str, Any]) -> None:
-        """From now on, answers tell of changes in these names' values, too."""
+        """From now on, both ends tell of changes in these names' values, too."""
         for name, old in self.shown.items():
             if name in names and self.space.get(name) is old:  # the tests have not bound it anew
                 self.space[name] = names[name]
         # No others than at first, because the other end may name anything.
         self.shown = {name: names[name] for name in self.shown if name in names}
         self.lent = [names, *names.values()]
+        for place, value in enumerate(names.values(), 1):
+            if is_mutable(value) and self.trusted:
+                self.watched[-place] = value, look_into(value)
+            elif is_mutable(value):
+                self.loans[-place] = value, read_contents(value)
 
     def post(self, message: bytes) -> None:
         with self.sending:
@@ -6559,27 +6619,29 @@ class Peer:
         # Because the recursion limit is for the code on both ends, and not for what is between.
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
-            (*args, kwargs), known = read_table(table, self.build)
+            (kwargs, told, *args), known = read_table(table, self.build)
+            self.hear_changes(told)
             known += self.lent
             before = [(value, read_contents(value)) for value in known if is_mutable(value)]
-            values = [self.perform(method, self.ours[number], args, kwargs or {})]
+            values = [self.perform(method, self.ours[number], args, kwargs or {}), None]
             outcome = "return"
         except TimeUp:
             raise
         except BaseException as error:  # noqa: BLE001
             outcome = "raise"
-            values = [error]
+            values = [error, None]
         try:
+            values[1] = self.tell_changes()
             if self.lent and not self.trusted:
                 names = self.lent[0]
                 names.update({name: self.ours[0].get(name) for name in names})
                 self.lend(names)
             for value, contents in before:
                 if has_changed(value, contents):
-                    values += value, read_contents(value)
+                    values += value, tuple(read_contents(value))
             reply = self.write_reply(outcome, serial, values, known)
         except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
-            reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200])])
+            reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200]), None])
         sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
         self.post(reply)
 
@@ -6600,7 +6662,41 @@ class Peer:
             result = CENSORS.get(args[0], lambda value: value)(result)
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
+        if is_mutable(result) and (not self.trusted or is_own_attribute(target, result)):
+            return self.lend_out(result)
         return result
+
+    # Containers that were returned
+
+    def lend_out(self, value: Any) -> Loan:
+        loan = Loan(next(self.serials), value)
+        self.loans[loan.number] = value, read_contents(value)
+        keep_latest(self.loans, LOANS)
+        return loan
+
+    def watch(self, number: int, value: Any) -> Any:
+        if is_mutable(value):
+            self.watched[number] = value, look_into(value)
+            keep_latest(self.watched, LOANS // 4)
+        return value
+
+    def tell_changes(self) -> tuple | None:
+        """What was changed here in containers that we got: number, contents, number, contents …"""
+        told: list = []
+        for number, (value, before) in [*self.watched.items()]:
+            if any(has_changed(*each) for each in before):
+                told += number, tuple(read_contents(value))
+                self.watched[number] = value, look_into(value)
+        return tuple(told) or None
+
+    def hear_changes(self, told: tuple | None) -> None:
+        """Do likewise in the containers themselves, if they are as they were when they went."""
+        told = told or ()
+        for number, items in zip(told[::2], told[1::2], strict=True):
+            value, before = self.loans.get(number, (None, None))
+            if before is not None and not has_changed(value, before):
+                refill(value, [*items])
+                self.loans[number] = value, read_contents(value)
 
     def permits(self, method: str, target: Any, name: Any = "") -> bool:
         """May the graded code do this to an object of the tests'?"""
@@ -6640,6 +6736,8 @@ class Peer:
         if id(value) in self.held:
             return Row("own", [self.held[id(value)]])
         kind = type(value)
+        if kind is Loan:
+            return Row("loan", [*value])
         if kind in TAKE:
             contents = pack(read_contents(value)) if kind in MUTABLE else None
             return Row(kind.__name__, pack(TAKE[kind](value)), contents)
@@ -6668,15 +6766,15 @@ class Peer:
 
     def take_object(self, value: Any) -> Row:
         kind = type(value)
-        cause = value.__cause__ if is_error(kind) else None
+        links = links_of(value, not self.trusted) if is_error(kind) else None
         names = name_error(kind)
         if names:
-            return Row("error", [names, cause, dict(vars(value)), *reduce_arguments(value)])
+            return Row("error", [names, links, dict(vars(value)), *reduce_arguments(value)])
         content = value.args if is_error(kind) else ()
         for base in CONTENT:
             if issubclass(kind, base):
                 content = base.__getnewargs__(value)
-        return Row("object", [self.number(value), kind, cause, *content])
+        return Row("object", [self.number(value), kind, links, *content])
 
     def number(self, value: Any) -> int:
         if id(value) not in self.ours and len(self.ours) >= REFERENCES:
@@ -6689,6 +6787,9 @@ class Peer:
     def build(self, tag: str, parts: list) -> Any:
         make = MAKERS.get(tag) or getattr(self, f"build_{tag}")
         return make(*parts)
+
+    def build_loan(self, number: int, value: Any) -> Loan:
+        return Loan(number, value)
 
     def build_own(self, number: int) -> Any:
         return self.ours[number]
@@ -6723,7 +6824,7 @@ class Peer:
             event_loop().run_until_complete(asyncio.wait({task}, timeout=0.001))
         return [task.result()] if task.done() else []
 
-    def build_object(self, number: int, kind: Any, cause: Any, *content: Any) -> Any:
+    def build_object(self, number: int, kind: Any, links: Any, *content: Any) -> Any:
         """The mirror of the other end's object."""
         if number in self.theirs:
             self.fresh.discard(number)
@@ -6733,7 +6834,7 @@ class Peer:
             raise ValueError("not a mirrored class")
         mirror: Any = kind.__new__(kind, *content)
         if is_error(kind):
-            mirror.__cause__ = cause
+            link(mirror, links)
         self.fresh.add(number)
         return self.adopt(number, mirror)
 
@@ -6930,6 +7031,8 @@ class Facts(NamedTuple):
     classes: list[str]  # those of the names that are classes
     imports: str  # statements that the judge runs first: a candidate's `math` could lie
     total: int  # tests that count
+    uncalled: list[str]  # the test functions and methods that we have to call
+    undefined: list[str]  # what the tests use, and neither they nor the candidate define
     alone: bool  # the helpers take nothing from the candidate, so that it cannot make them raise
     pure: bool  # they provably leave nothing behind in the process that runs them
 
@@ -6943,7 +7046,8 @@ def read_tests(task: dict[str, str]) -> Facts:
         solution = Source("solution", task["solution"])
     except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
         solution = Source("solution", "")
-    total = count_tests(tests)
+    uncalled = uncalled_tests(tests)
+    total = count_tests(tests, uncalled)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
@@ -6955,6 +7059,8 @@ def read_tests(task: dict[str, str]) -> Facts:
         classes=sorted(classes),
         imports=imports,
         total=total,
+        uncalled=uncalled,
+        undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
         alone=not helpers.reads & names,
         pure=all(is_pure(source, known) for source in sources),
     )
@@ -6989,10 +7095,9 @@ def share_names(
     return names, "\n".join(imports)
 
 
-def count_tests(tests: Source) -> int:
+def count_tests(tests: Source, uncalled: list[str]) -> int:
     """How many tests there are: asserts or, where there are none, test functions and methods."""
     asserts = [node for node in tests.nodes if isinstance(node, ast.Assert)]
-    uncalled = uncalled_tests(tests)
     guarded = {
         inner
         for node in tests.tree.body
@@ -7203,12 +7308,9 @@ class Tests(ast.NodeTransformer):
         self.facts = facts
         helpers = f"{facts.imports}\n{task['helpers']}"
         self.helpers = compile(helpers, "<helpers>", "exec", dont_inherit=True)
-        source = Source("tests", task["tests"])
-        self.uncalled = uncalled_tests(source)
-        self.undefined = source.reads - source.defines - {*facts.names}
         self.asserts = 0
         self.guards = 0  # of the asserts: those like `assert False`, which pass by never running
-        tree = self.visit(source.tree)
+        tree = self.visit(ast.parse(task["tests"]))
         self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
@@ -7249,7 +7351,7 @@ class Score:
         self.tests = tests
         self.fault = ""  # what is wrong with the tests themselves
         # Of each test: None until it ran, then whether it was always true.
-        self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.uncalled))
+        self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.facts.uncalled))
         self.error = ""  # the built-in type of the first failure that was an exception
         self.held: list[int] = []  # the asserts that were true, in the order of running
         self.cut_short: set[int] = set()  # those of loops that an exception ended
@@ -7275,7 +7377,7 @@ class Score:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         if not frames or frames[-1].f_code.co_filename not in ("<tests>", "<helpers>"):
             return ""
-        undefined = isinstance(error, NameError) and error.name in self.tests.undefined
+        undefined = isinstance(error, NameError) and error.name in self.tests.facts.undefined
         if undefined or isinstance(error, ImportError):
             return describe_fault("the tests", error)
         return ""
@@ -7323,7 +7425,7 @@ class Score:
     def run_uncalled(self, space: dict[str, Any]) -> bool:
         """Call the test functions that nobody calls, each by itself; whether none failed."""
         none_failed = True
-        for number, name in enumerate(self.tests.uncalled):
+        for number, name in enumerate(self.tests.facts.uncalled):
             passed = False
             try:
                 passed = run_test(name, space)
@@ -8034,7 +8136,7 @@ def rehearse(result_chars: int, null: int) -> Worker:
 
 def rehearse_judge(line: Line) -> None:
     tests = "def check(f):\n    for x in f(1):\n        assert x\ncheck(f)"
-    Tests({"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, True, True))
+    Tests({"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], True, True))
     Peer(line, True).request("@names", 0, ["f"])["f"](1, 2)
     line.send(frame(None))  # which is no message, and so ends the worker's work
 

@@ -1877,11 +1877,12 @@ def lines():
 def send(message):
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
     for line in lines(): line.sendall(struct.pack('>I', len(body)) + body)
-def answer(items, rows):
+def answer(items, rows, told=None):
     # In the name of the worker, to the very question that it is about.
     frame = sys._getframe().f_back
     while 'serial' not in frame.f_locals: frame = frame.f_back
-    send(['return', frame.f_locals['serial'], [items, rows]])
+    result, *changes = items
+    send(['return', frame.f_locals['serial'], [[result, told, *changes], rows]])
 """
 # What answers in the place of our own program, which is on the stack while it calls the candidate.
 PROGRAM = """
@@ -2911,7 +2912,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            for n in range(40): send(['return', n, [[6], []]])
+            for n in range(40): send(['return', n, [[6, None], []]])
             return 0
         """),
     tests=TRIPLE,
@@ -2922,7 +2923,7 @@ forgery(
     + source("""
         import threading
         def later():
-            for n in range(99): send(['return', n, [[True], []]])
+            for n in range(99): send(['return', n, [[True, None], []]])
         def f(x):
             threading.Thread(target=later).start()
             return 0
@@ -3001,7 +3002,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(b'["return",1,[[' + b'9' * 9_000_000 + b'],[]]]')
+            send(b'["return",1,[[' + b'9' * 9_000_000 + b',null],[]]]')
             return 0
         """),
     tests=TRIPLE,
@@ -3011,7 +3012,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            for n in range(-5, 9): send(['@get', n, n, [['__dict__', None], []]])
+            for n in range(-5, 9): send(['@get', n, n, [[None, None, '__dict__'], []]])
             return 0
         """),
     tests=TRIPLE,
@@ -3025,6 +3026,51 @@ forgery(
             return 0
         """),
     tests=TRIPLE,
+)
+forgery(
+    "changes in what the tests never returned",
+    FIND_LINE
+    + source("""
+        def f(x):
+            rows = [['list', [], [[1], 9]], ['list', [], []]]
+            for n in range(40): answer([0], [['tuple', [9], None], ['tuple', [n, [0]], None]], [1])
+            return 0
+        """),
+    tests="""
+        known = [6]
+        def expected(): return known
+        assert f(2) == expected()[0]
+        """,
+)
+forgery(
+    "changes what the tests' callback returned",
+    """
+        def f(expected):
+            expected().clear()
+            return []
+        """,
+    tests="""
+        known = [2, 3]
+        def expected(): return known
+        assert f(expected) == known
+        """,
+)
+forgery(
+    "changes what it returned, once it knows more",
+    """
+        kept = []
+        def f(x):
+            kept.append(x)
+            return kept
+        def g(x):
+            kept[:] = x
+            return x
+        """,
+    tests="""
+        first = f(1)
+        second = g([2, 3])
+        assert first == [2, 3]
+        """,
 )
 forgery(
     "a class that is its own base",
@@ -3367,7 +3413,6 @@ KNOWN_DIFFERENCES = {
         "Nothing in the task says that it asks for a class, and the name does not look like one's:"
         " as far as anybody can tell its objects are a function's, and see no operand."
     ),
-    "copy/deepcopy": "A list that is an attribute's value is a copy: appending to it is lost.",
     "container: subclass of dict with missing": (
         "A method's result crosses as what it holds: here as a dict, which has no __missing__."
     ),

@@ -5880,6 +5880,9 @@ INT64 = 2**63
 OUR_FRAMES = 20  # of the interpreter's stack, at most, for one question
 
 
+clock = time.perf_counter  # because tests may put something else in its place
+
+
 class TimeUp(BaseException):
     """The grading's time is over. Not an Exception, so that tests rarely swallow it."""
 
@@ -6161,14 +6164,16 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
 
 
 class Loan(NamedTuple):
-    """A container that a call or an attribute returned. The other end has a copy; what is changed in
-    that is told, so that obj.items.append(1) is what it seems."""
+    """A container that was returned, or is an argument of the tests'. The other end has a copy. What
+    the borrower of a result changes in that is told, and also what the tests change in an argument;
+    so obj.items.append(1) is what it seems. But what the candidate changes in a result is not told,
+    because it could wait with its answer until it knows more."""
 
-    number: int
+    number: int  # the id of the container; below zero that of an argument
     value: Any
 
 
-LOANS = 16  # that an end remembers; and of what was returned to it, it watches a quarter
+LOANS = 16  # containers that may be changed from the other end; half as many are watched for that
 
 
 def keep_latest(loans: dict[int, Any], most: int) -> None:
@@ -6314,7 +6319,8 @@ SHOWN = dunders(
     "name qualname doc module signature wrapped annotations dataclass_fields dataclass_params code"
 )
 READABLE = SHOWN | dunders(
-    "dict defaults kwdefaults func self match_args members slots notes class_getitem"
+    "dict defaults kwdefaults func self match_args members slots notes class_getitem origin args"
+    " parameters abstractmethods required_keys optional_keys total"
 )
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
 INNER = {*TYPES.values(), functools.partial, property}
@@ -6376,7 +6382,7 @@ REPLACEABLE = {
     for module, names in {
         "sys": "stdin stdout stderr",
         "builtins": "print input",
-        "time": "sleep time",
+        "time": "sleep time time_ns monotonic perf_counter process_time",
         "random": "random randint choice",
         "warnings": "filters _showwarnmsg_impl",  # as catch_warnings() does
     }.items()
@@ -6500,7 +6506,7 @@ class Peer:
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
-        self.lent: list = []  # the dict of the code's names that tests use, and its values
+        self.common: list = []  # the dict of the code's names that tests use, and its values
         self.loans: dict[int, Any] = {}  # what the other end got: the container, and its contents
         self.watched: dict[int, Any] = {}  # what we got: the container, and all that it holds
         self.unreplaced = read_replaceable()
@@ -6520,15 +6526,15 @@ class Peer:
             raise ConnectionError(self.broken)
         if self.trusted:
             self.tell_replaced()
-        started = time.perf_counter()
+        started = clock()
         serial = next(self.serials)
-        items = [kwargs or None, self.tell_changes(), *args]
+        items = [kwargs or None, self.tell_changes(), *map(self.lend_argument, args)]
         table, known = write_table(items, self.take_apart)
-        known += self.lent
+        known += self.common
         question = frame([method, number, serial, table])
-        asked = time.perf_counter()
+        asked = clock()
         outcome, table = self.exchange(serial, question)
-        answered = time.perf_counter()
+        answered = clock()
         try:
             uses: dict[int, int] = collections.defaultdict(int)
             (result, told, *changes), _ = read_table(table, self.build, known, uses)
@@ -6538,14 +6544,17 @@ class Peer:
                 if is_mutable(target):
                     refill(target, items)
             self.hear_changes(told)
+            for each in args:
+                if self.trusted and is_mutable(each):
+                    self.watch(-id(each), each)
             if type(result) is Loan:
-                result = self.watch(*result)
-            if self.lent:
-                self.lend(self.lent[0])
+                result = self.receive(*result, method == "@get")
+            if self.common:
+                self.share(self.common[0])
         except Exception as error:  # noqa: BLE001
             # Of a kind that hardly any test expects, because it must not pass for the code's own.
             raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
-        self.line_s += asked - started + time.perf_counter() - answered
+        self.line_s += asked - started + clock() - answered
 
         if outcome == "return":
             return result
@@ -6577,19 +6586,16 @@ class Peer:
                 raise
             raise ConnectionError(self.broken) from None
 
-    def lend(self, names: dict[str, Any]) -> None:
-        """From now on, both ends tell of changes in these names' values, too."""
-        for name, old in self.shown.items():
+    def share(self, names: dict[str, Any]) -> None:
+        """From now on, both ends tell of changes in these names and in their values."""
+        for name, old in self.shown.items():  # no others, because the other end may name anything
             if name in names and self.space.get(name) is old:  # the tests have not bound it anew
                 self.space[name] = names[name]
-        # No others than at first, because the other end may name anything.
-        self.shown = {name: names[name] for name in self.shown if name in names}
-        self.lent = [names, *names.values()]
+                self.shown[name] = names[name]
+        self.common = [names, *names.values()]
         for place, value in enumerate(names.values(), 1):
-            if is_mutable(value) and self.trusted:
-                self.watched[-place] = value, look_into(value)
-            elif is_mutable(value):
-                self.loans[-place] = value, read_contents(value)
+            if is_mutable(value):
+                (self.watch if self.trusted else self.lend)(-place, value)
 
     def post(self, message: bytes) -> None:
         with self.sending:
@@ -6621,7 +6627,8 @@ class Peer:
         try:
             (kwargs, told, *args), known = read_table(table, self.build)
             self.hear_changes(told)
-            known += self.lent
+            args = [self.lend(*each).value if type(each) is Loan else each for each in args]
+            known += self.common
             before = [(value, read_contents(value)) for value in known if is_mutable(value)]
             values = [self.perform(method, self.ours[number], args, kwargs or {}), None]
             outcome = "return"
@@ -6632,10 +6639,10 @@ class Peer:
             values = [error, None]
         try:
             values[1] = self.tell_changes()
-            if self.lent and not self.trusted:
-                names = self.lent[0]
+            if self.common and not self.trusted:
+                names = self.common[0]
                 names.update({name: self.ours[0].get(name) for name in names})
-                self.lend(names)
+                self.share(names)
             for value, contents in before:
                 if has_changed(value, contents):
                     values += value, tuple(read_contents(value))
@@ -6657,44 +6664,64 @@ class Peer:
             return self.advance(target, *args)
         result = call_method(method, target, args, kwargs)
         if method == "@names":
-            self.lend(result)
+            self.share(result)
         if self.trusted and method == "@get":
             result = CENSORS.get(args[0], lambda value: value)(result)
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
         if is_mutable(result) and (not self.trusted or is_own_attribute(target, result)):
-            return self.lend_out(result)
+            return self.lend(id(result), result)
         return result
 
-    # Containers that were returned
+    # Containers of which the other end has a copy
 
-    def lend_out(self, value: Any) -> Loan:
-        loan = Loan(next(self.serials), value)
-        self.loans[loan.number] = value, read_contents(value)
+    def lend(self, number: int, value: Any) -> Loan:
+        """Take changes of it from the other end from now on."""
+        self.loans[number] = value, read_contents(value)
         keep_latest(self.loans, LOANS)
-        return loan
+        return Loan(number, value)
 
-    def watch(self, number: int, value: Any) -> Any:
-        if is_mutable(value):
-            self.watched[number] = value, look_into(value)
-            keep_latest(self.watched, LOANS // 4)
+    def lend_argument(self, value: Any) -> Any:
+        return Loan(-id(value), value) if self.trusted and is_mutable(value) else value
+
+    def watch(self, number: int, value: Any) -> None:
+        """Tell the other end of changes in it from now on."""
+        self.watched[number] = value, look_into(value)
+        keep_latest(self.watched, LOANS // 2)
+
+    def receive(self, number: int, value: Any, is_attribute: bool) -> Any:
+        """A result. What an attribute holds is the same object each time, while it is watched."""
+        if not is_mutable(value):
+            return value
+        had, _ = self.watched.get(number, (None, None))
+        if is_attribute and number > 0 and type(had) is type(value):
+            refill(had, read_contents(value))
+            value = had
+        self.watch(number, value)
         return value
 
     def tell_changes(self) -> tuple | None:
-        """What was changed here in containers that we got: number, contents, number, contents …"""
+        """What was changed here in what is watched: number, contents, number, contents …"""
         told: list = []
         for number, (value, before) in [*self.watched.items()]:
             if any(has_changed(*each) for each in before):
                 told += number, tuple(read_contents(value))
                 self.watched[number] = value, look_into(value)
+        for name, old in self.shown.items():
+            if self.space.get(name) is not old:
+                self.shown[name] = self.space.get(name)
+                told += 0, (name, self.shown[name])
         return tuple(told) or None
 
     def hear_changes(self, told: tuple | None) -> None:
-        """Do likewise in the containers themselves, if they are as they were when they went."""
+        """Do likewise in the containers themselves, if they are as they were when they went; or in
+        the code's names, whose number is 0."""
         told = told or ()
         for number, items in zip(told[::2], told[1::2], strict=True):
             value, before = self.loans.get(number, (None, None))
-            if before is not None and not has_changed(value, before):
+            if number == 0 and not self.trusted:
+                self.ours[0].update([items])
+            elif before is not None and not has_changed(value, before):
                 refill(value, [*items])
                 self.loans[number] = value, read_contents(value)
 
@@ -6891,15 +6918,16 @@ class Peer:
 
         space: dict[str, Any] = {
             **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
-            "__copy__": self.forward("@copy"),
-            # Without the memo, which holds what else of the tests' is being copied.
-            "__deepcopy__": lambda mirror, memo: deepcopy(mirror),
             "__getattr__": get_missing,
             # Python would find these in the mirror itself, where there is nothing.
             "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
             "__annotations__": property(lambda mirror: ask(mirror, "__annotations__")),
             "__class__": property(lambda mirror: real or type(mirror)),
         }
+        if "__next__" not in methods:  # itertools.tee() would have an iterator copy itself
+            space["__copy__"] = self.forward("@copy")
+            # Without the memo, which holds what else of the tests' is being copied.
+            space["__deepcopy__"] = lambda mirror, memo: deepcopy(mirror)
         if real:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
@@ -7032,6 +7060,7 @@ class Facts(NamedTuple):
     imports: str  # statements that the judge runs first: a candidate's `math` could lie
     total: int  # tests that count
     uncalled: list[str]  # the test functions and methods that we have to call
+    given: list[str]  # classes of the tests' that the prompt names: the candidate may use them
     undefined: list[str]  # what the tests use, and neither they nor the candidate define
     alone: bool  # the helpers take nothing from the candidate, so that it cannot make them raise
     pure: bool  # they provably leave nothing behind in the process that runs them
@@ -7047,6 +7076,7 @@ def read_tests(task: dict[str, str]) -> Facts:
     except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
         solution = Source("solution", "")
     uncalled = uncalled_tests(tests)
+    refuse_fixtures(tests, {name.rpartition(".")[2] for name in uncalled})
     total = count_tests(tests, uncalled)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
@@ -7060,6 +7090,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         imports=imports,
         total=total,
         uncalled=uncalled,
+        given=sorted(given_classes(tests, helpers, task["prompt"]) - setup.defines),
         undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
         alone=not helpers.reads & names,
         pure=all(is_pure(source, known) for source in sources),
@@ -7091,8 +7122,29 @@ def share_names(
         names.add(entry)
     if not (entry in names if entry else names):
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
+    names |= read_early(tests) & tests.reads
     imports = [*dict.fromkeys(lent.values()), *(f"import {name}" for name in sorted(modules))]
     return names, "\n".join(imports)
+
+
+def given_classes(tests: Source, helpers: Source, prompt: str) -> set[str]:
+    """As a ListNode that the prompt says is there."""
+    nodes = tests.tree.body + helpers.tree.body
+    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    return classes & {*re.findall(r"\w+", prompt)}
+
+
+def read_early(tests: Source) -> set[str]:
+    """The names that the tests read before they bind them."""
+    first: dict[str, int] = {}  # the line that reads it
+    bound: dict[str, int] = {}
+    for node in tests.nodes:
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                first[name] = min(node.lineno, first.get(name, node.lineno))
+            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound[name] = min(node.lineno, bound.get(name, node.lineno))
+    return {name for name in first if name in bound and first[name] < bound[name]}
 
 
 def count_tests(tests: Source, uncalled: list[str]) -> int:
@@ -7143,6 +7195,20 @@ def uncalled_tests(source: Source) -> list[str]:
                     is_skipped = "skip" in "".join(map(ast.unparse, each.decorator_list))
                     found += [] if is_skipped else [f"{node.name}.{each.name}"]
     return [name for name in found if name.rpartition(".")[2].startswith("test")]
+
+
+def refuse_fixtures(tests: Source, uncalled: set[str]) -> None:
+    """Raises BadTask where a test waits for what only pytest could give it."""
+    for node in tests.nodes:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            decorators = " ".join(map(ast.unparse, node.decorator_list))
+            wanted = [each.arg for each in node.args.args if each.arg != "self"]
+            wanted = wanted[: len(wanted) - len(node.args.defaults)]
+            waits = node.name in uncalled and not decorators and wanted
+            if waits or re.search(r"\bfixture\b", decorators):
+                raise BadTask(
+                    f"{node.name}() is or needs a fixture of pytest's: there are none here"
+                )
 
 
 def is_class(name: str, told: str, tests: Source) -> bool:
@@ -7495,11 +7561,11 @@ def describe_fault(what: str, error: BaseException) -> str:
 def time_limit(seconds: float, peer: Peer | None = None) -> Iterator[None]:
     """Raises TimeUp in the tests when their time is over, again and again, in case that a bare
     `except:` swallows the first. What the line itself took is not the candidate's time."""
-    end = time.monotonic() + seconds
+    end = clock() + seconds
 
     def ring(_: int, frame: types.FrameType | None) -> None:
         spent = 2 * peer.line_s if peer else 0.0  # the worker's share is about the same
-        if time.monotonic() < end + min(spent, seconds):
+        if clock() < end + min(spent, seconds):
             return
         # Only where a test is running: what handles the first one must not be interrupted.
         while frame:
@@ -7815,7 +7881,9 @@ class Judge:
     def run(self, peer: Peer, message: dict) -> dict:
         seed_random(message["seed"])
         facts = self.tests.facts
-        space: dict = {"__name__": "__main__"}
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module  # where mock.patch() and dataclasses look
+        space = vars(module)
         try:
             found = peer.request("@names", 0, facts.names)
             # Not the names of `found`: the other end may name anything.
@@ -7823,8 +7891,9 @@ class Judge:
             for name in facts.classes:
                 peer.open_class(space.get(name))
             peer.space = space
-            peer.shown = {name: space[name] for name in facts.names if name in space}
-            peer.lend(dict(peer.shown))
+            shown = {name: space[name] for name in facts.names if name in space}
+            peer.share(shown)
+            peer.shown = dict.fromkeys(facts.given) | shown
         except BaseException:  # noqa: BLE001
             return {"passed": 0}  # the line broke, or the answer was a SystemExit
         with time_limit(message["seconds"], peer):
@@ -8136,7 +8205,9 @@ def rehearse(result_chars: int, null: int) -> Worker:
 
 def rehearse_judge(line: Line) -> None:
     tests = "def check(f):\n    for x in f(1):\n        assert x\ncheck(f)"
-    Tests({"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], True, True))
+    Tests(
+        {"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], [], True, True)
+    )
     Peer(line, True).request("@names", 0, ["f"])["f"](1, 2)
     line.send(frame(None))  # which is no message, and so ends the worker's work
 

@@ -6164,10 +6164,10 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
 
 
 class Loan(NamedTuple):
-    """A container that was returned, or is an argument of the tests'. The other end has a copy. What
-    the borrower of a result changes in that is told, and also what the tests change in an argument;
-    so obj.items.append(1) is what it seems. But what the candidate changes in a result is not told,
-    because it could wait with its answer until it knows more."""
+    """A container that was returned, or is an argument of the tests'. The other end has a copy of it,
+    and tells what it changes there, so that obj.items.append(1) is what it seems. Of an argument the
+    tests tell it. But nobody tells what the candidate changes in a result that was given: it could
+    wait with its answer until it knows more."""
 
     number: int  # the id of the container; below zero that of an argument
     value: Any
@@ -6444,6 +6444,21 @@ def is_own_attribute(target: Any, value: Any) -> bool:
     return is_object and any(each is value for each in getattr(target, "__dict__", {}).values())
 
 
+def is_local(name: str, mirror: Any, args: tuple) -> bool:
+    """Whether the mirror carries out this method itself: of an exception what Python sets, and what
+    makes a class whose methods call super()."""
+    if name in SETTING:
+        return isinstance(mirror, BaseException) and args[0].startswith("__")
+    makes = name == "__call__" and isinstance(mirror, type) and len(args) == 3
+    return makes and isinstance(args[2], dict) and "__classcell__" in args[2]
+
+
+# The attributes of an object, whatever its class says of __dict__.
+get_dict = ctypes.pythonapi.PyObject_GenericGetDict
+get_dict.restype = ctypes.py_object
+get_dict.argtypes = (ctypes.py_object, ctypes.c_void_p)
+
+
 def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
     bare = [each.replace(default=each.empty) for each in signature.parameters.values()]
     return signature.replace(parameters=bare)
@@ -6506,6 +6521,7 @@ class Peer:
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
+        self.given: list[str] = []  # names of classes of the tests' that the code may use
         self.common: list = []  # the dict of the code's names that tests use, and its values
         self.loans: dict[int, Any] = {}  # what the other end got: the container, and its contents
         self.watched: dict[int, Any] = {}  # what we got: the container, and all that it holds
@@ -6708,9 +6724,10 @@ class Peer:
                 told += number, tuple(read_contents(value))
                 self.watched[number] = value, look_into(value)
         for name, old in self.shown.items():
-            if self.space.get(name) is not old:
-                self.shown[name] = self.space.get(name)
-                told += 0, (name, self.shown[name])
+            now = self.space.get(name)
+            if now is not old and (not callable(now) or name in self.given):
+                self.shown[name] = now
+                told += 0, (name, now)
         return tuple(told) or None
 
     def hear_changes(self, told: tuple | None) -> None:
@@ -6938,8 +6955,7 @@ class Peer:
 
         def method(mirror: Any, /, *args: Any, **kwargs: Any) -> Any:
             number = self.held.get(id(mirror))
-            is_local = name in SETTING and isinstance(mirror, BaseException)
-            if number is None or is_local:
+            if number is None or is_local(name, mirror, args):
                 return self.call_inherited(owner, mirror, name, args, kwargs)
             is_open = number in self.open
             # A class that the task asks for makes open objects; what its metaclass says of operands
@@ -6998,6 +7014,8 @@ class Peer:
             return self.request("@get", number, name)(item, *args, **kwargs)
         if item is kind and args[0] in OWN:
             return vars(type)[args[0]].__get__(item)
+        if args[0] == "__dict__":
+            return get_dict(item, None)
         value = getattr(self.mirror_base(kind), *args)
         bind = getattr(type(value), "__get__", None)
         return bind(value, item, kind) if bind and item is not kind else value
@@ -7893,6 +7911,7 @@ class Judge:
             peer.space = space
             shown = {name: space[name] for name in facts.names if name in space}
             peer.share(shown)
+            peer.given = facts.given
             peer.shown = dict.fromkeys(facts.given) | shown
         except BaseException:  # noqa: BLE001
             return {"passed": 0}  # the line broke, or the answer was a SystemExit

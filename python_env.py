@@ -6164,10 +6164,10 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
 
 
 class Loan(NamedTuple):
-    """A container that was returned, or is an argument of the tests'. The other end has a copy of it,
-    and tells what it changes there, so that obj.items.append(1) is what it seems. Of an argument the
-    tests tell it. But nobody tells what the candidate changes in a result that was given: it could
-    wait with its answer until it knows more."""
+    """A container that was returned, or is an argument of the tests'. The other end has a copy, and
+    tells what it changes there, so that obj.items.append(1) is what it seems; of an argument the
+    tests tell it. But nobody tells what the candidate changes in a result that was given, because
+    it could wait with its answer until it knows more."""
 
     number: int  # the id of the container; below zero that of an argument
     value: Any
@@ -6542,35 +6542,22 @@ class Peer:
             raise ConnectionError(self.broken)
         if self.trusted:
             self.tell_replaced()
-        started = clock()
-        serial = next(self.serials)
-        items = [kwargs or None, self.tell_changes(), *map(self.lend_argument, args)]
-        table, known = write_table(items, self.take_apart)
-        known += self.common
-        question = frame([method, number, serial, table])
-        asked = clock()
-        outcome, table = self.exchange(serial, question)
-        answered = clock()
-        try:
-            uses: dict[int, int] = collections.defaultdict(int)
-            (result, told, *changes), _ = read_table(table, self.build, known, uses)
-            if uses[id(result)] > 1:  # it stands in a container or a global, too
-                self.fresh.discard(self.held.get(id(result), -1))
-            for target, items in zip(changes[::2], changes[1::2], strict=True):
-                if is_mutable(target):
-                    refill(target, items)
-            self.hear_changes(told)
-            for each in args:
-                if self.trusted and is_mutable(each):
-                    self.watch(-id(each), each)
-            if type(result) is Loan:
-                result = self.receive(*result, method == "@get")
-            if self.common:
-                self.share(self.common[0])
-        except Exception as error:  # noqa: BLE001
-            # Of a kind that hardly any test expects, because it must not pass for the code's own.
-            raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
-        self.line_s += asked - started + clock() - answered
+        with self.asking:  # to the end, because what is shared is read and told here
+            started = clock()
+            serial = next(self.serials)
+            items = [kwargs or None, self.tell_changes(), *map(self.lend_argument, args)]
+            table, known = write_table(items, self.take_apart)
+            known += self.common
+            question = frame([method, number, serial, table])
+            asked = clock()
+            outcome, table = self.exchange(serial, question)
+            answered = clock()
+            try:
+                result = self.take_reply(table, known, args, method == "@get")
+            except Exception as error:  # noqa: BLE001
+                # Of a kind that hardly any test expects: it must not pass for the code's own.
+                raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
+            self.line_s += asked - started + clock() - answered
 
         if outcome == "return":
             return result
@@ -6578,6 +6565,25 @@ class Peer:
         if isinstance(result, StopIteration) and method not in RESUMING:
             raise RuntimeError("StopIteration")
         raise result
+
+    def take_reply(self, table: Any, known: list, args: tuple, is_attribute: bool) -> Any:
+        """The result that an answer holds; the changes that it tells are made here, too."""
+        uses: dict[int, int] = collections.defaultdict(int)
+        (result, told, *changes), _ = read_table(table, self.build, known, uses)
+        if uses[id(result)] > 1:  # it stands in a container or a global, too
+            self.fresh.discard(self.held.get(id(result), -1))
+        for target, items in zip(changes[::2], changes[1::2], strict=True):
+            if is_mutable(target):
+                refill(target, items)
+        self.hear_changes(told)
+        for each in args:
+            if self.trusted and is_mutable(each):
+                self.watch(-id(each), each)
+        if type(result) is Loan:
+            result = self.receive(*result, is_attribute)
+        if self.common:
+            self.share(self.common[0])
+        return result
 
     def tell_replaced(self) -> None:
         """Tell of the streams and functions that the tests have put in the place of Python's."""
@@ -6590,12 +6596,11 @@ class Peer:
     def exchange(self, serial: int, question: bytes) -> tuple[str, Any]:
         """Send a question, and answer the other end's until the reply is there."""
         try:
-            with self.asking:
-                self.replies[serial] = None
-                self.post(question)
-                while not self.replies[serial]:
-                    self.take_message(self.line.receive())
-                return self.replies.pop(serial)
+            self.replies[serial] = None
+            self.post(question)
+            while not self.replies[serial]:
+                self.take_message(self.line.receive())
+            return self.replies.pop(serial)
         except BaseException as error:
             self.broken = f"the line to the graded code is broken: {error}"
             if not isinstance(error, Exception):

@@ -76,6 +76,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# ── for .ci/run: a test that has passed is not run again ──────────────────────────────────────────
+
+PASSED = os.environ.pop("PYTHON_ENV_PASSED", "")  # a file of names; those that pass are added
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if PASSED and Path(PASSED).exists():
+        known = set(Path(PASSED).read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in known])
+        items[:] = [item for item in items if item.nodeid not in known]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if PASSED and report.when == "call" and report.passed:
+        with open(PASSED, "a") as names:
+            print(report.nodeid, file=names)
+
+
 # ── waiting, and looking at processes ─────────────────────────────────────────────────────────────
 
 

@@ -271,7 +271,6 @@ NOT_CROSSED = {
         STACK,
         "stack = Stack()\nitems = stack.items\nstack.push(1)\nassert items == [1]",
     ),
-    "`get().append(1)`": (STACK, "get().append(1)\nassert get() == [1]"),
     "`Log(sink).add(1)`": (
         "class Log:\n    def __init__(self, sink): self.sink = sink\n"
         "    def add(self, item): self.sink.append(item)",
@@ -308,9 +307,11 @@ CROSSED = {
         "    def __eq__(self, other): return self.value == other.value",
         "assert Node(1).value == 1\nassert Node(1) == Node(1)",
     ),
-    "up to date after the call that changed it": (
-        STACK,
-        "stack = Stack()\nstack.push(1)\nassert stack.items == [1]",
+    "`get().append(1)`": (STACK, "get().append(1)\nassert get() == [1]"),
+    "warnings' filters": (
+        "import warnings\ndef f(): warnings.warn('old', DeprecationWarning)",
+        "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n    f()\nassert str(caught[0].message) == 'old'",
     ),
     'Write "class `node`" into the prompt': (
         "class node:\n    def __eq__(self, other): return other == 1",

@@ -5405,7 +5405,7 @@ PROGRAM_MODULES = (
     " symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 """
 
@@ -5841,12 +5841,12 @@ class Title:
 #     ["return", serial, table]          the answer: the result, and containers that were changed
 #     ["raise", serial, table]           the answer: an exception
 #
-# A table is [items, rows]. A question's items are a dict of keyword arguments or null, what was
-# changed in containers that had been returned (see Loan), and the arguments; those of an answer are
-# the result, changes as well, and pairs of a container that was changed and of what it holds. An
-# item is a value that stands for itself (None, bool, float, str, an int of 64 bits), or
-# [n], the value of row n, or [-1 - n], the mutable container that was row n of the question. So
-# sharing and identity survive, and neither end needs recursion. A row is [tag, parts, contents]:
+# A table is [items, rows]. A question's items are a dict of keyword arguments or null, what the
+# tests changed (see Loan) or null, and the arguments; those of an answer are the result, and pairs
+# of a container that was changed and of what it holds. An item is a value that stands for itself
+# (None, bool, float, str, an int of 64 bits), or [n], the value of row n, or [-1 - n], the mutable
+# container that was row n of the question. So sharing and identity survive, and neither end needs
+# recursion. A row is [tag, parts, contents]:
 #
 #     tag              parts                              value
 #     a type's name    what the type takes                one of KINDS; contents: what it holds
@@ -6164,16 +6164,31 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
 
 
 class Loan(NamedTuple):
-    """A container that was returned, or is an argument of the tests'. The other end has a copy, and
-    tells what it changes there, so that obj.items.append(1) is what it seems; of an argument the
-    tests tell it. But nobody tells what the candidate changes in a result that was given, because
-    it could wait with its answer until it knows more."""
+    """A container that the candidate's code returned, or an argument of the tests'. The judge tells
+    the worker what the tests change in theirs, so that obj.items.append(1) is what it seems. Not
+    the reverse: the code could wait with its answer until it knows more."""
 
     number: int  # the id of the container; below zero that of an argument
     value: Any
 
 
-LOANS = 16  # containers that may be changed from the other end; half as many are watched for that
+class Watched(NamedTuple):
+    """Such a container in the judge."""
+
+    value: Any
+    before: list[tuple[Any, list]]  # all in it that may change, as the worker knows it
+    is_attribute: bool
+
+
+LOANS = 16  # containers that the tests may change; half as many are watched for that
+MOST_WATCHED = 2_000  # items of one
+
+
+def is_alike(one: Any, other: Any) -> bool:
+    """Whether one can be given the contents of the other."""
+    shape = (getattr(one, "dtype", None), getattr(one, "shape", None))
+    other_shape = (getattr(other, "dtype", None), getattr(other, "shape", None))
+    return type(one) is type(other) and shape == other_shape
 
 
 def keep_latest(loans: dict[int, Any], most: int) -> None:
@@ -6438,12 +6453,6 @@ def is_of_tests(target: Any) -> bool:
     return class_of(target).__module__ == "__main__"
 
 
-def is_own_attribute(target: Any, value: Any) -> bool:
-    """Whether an object of the tests' holds it: graded code may set its attribute anyway."""
-    is_object = is_of_tests(target) and not isinstance(target, type)
-    return is_object and any(each is value for each in getattr(target, "__dict__", {}).values())
-
-
 def is_local(name: str, mirror: Any, args: tuple) -> bool:
     """Whether the mirror carries out this method itself: of an exception what Python sets, and what
     makes a class whose methods call super()."""
@@ -6521,10 +6530,9 @@ class Peer:
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
-        self.given: list[str] = []  # names of classes of the tests' that the code may use
         self.common: list = []  # the dict of the code's names that tests use, and its values
-        self.loans: dict[int, Any] = {}  # what the other end got: the container, and its contents
-        self.watched: dict[int, Any] = {}  # what we got: the container, and all that it holds
+        self.loans: dict[int, tuple[Any, list]] = {}  # containers, and what they held, by number
+        self.watched: dict[int, Watched] = {}
         self.unreplaced = read_replaceable()
         self.replaced = self.unreplaced  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
@@ -6569,13 +6577,12 @@ class Peer:
     def take_reply(self, table: Any, known: list, args: tuple, is_attribute: bool) -> Any:
         """The result that an answer holds; the changes that it tells are made here, too."""
         uses: dict[int, int] = collections.defaultdict(int)
-        (result, told, *changes), _ = read_table(table, self.build, known, uses)
+        (result, *changes), _ = read_table(table, self.build, known, uses)
         if uses[id(result)] > 1:  # it stands in a container or a global, too
             self.fresh.discard(self.held.get(id(result), -1))
         for target, items in zip(changes[::2], changes[1::2], strict=True):
             if is_mutable(target):
                 refill(target, items)
-        self.hear_changes(told)
         for each in args:
             if self.trusted and is_mutable(each):
                 self.watch(-id(each), each)
@@ -6608,7 +6615,8 @@ class Peer:
             raise ConnectionError(self.broken) from None
 
     def share(self, names: dict[str, Any]) -> None:
-        """From now on, both ends tell of changes in these names and in their values."""
+        """From now on, answers tell of changes in these names and their values, and questions of
+        what the tests change in the values."""
         for name, old in self.shown.items():  # no others, because the other end may name anything
             if name in names and self.space.get(name) is old:  # the tests have not bound it anew
                 self.space[name] = names[name]
@@ -6647,19 +6655,19 @@ class Peer:
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
             (kwargs, told, *args), known = read_table(table, self.build)
-            self.hear_changes(told)
-            args = [self.lend(*each).value if type(each) is Loan else each for each in args]
+            if not self.trusted:
+                self.hear_changes(told)
+                args = [self.lend(*each).value if type(each) is Loan else each for each in args]
             known += self.common
             before = [(value, read_contents(value)) for value in known if is_mutable(value)]
-            values = [self.perform(method, self.ours[number], args, kwargs or {}), None]
+            values = [self.perform(method, self.ours[number], args, kwargs or {})]
             outcome = "return"
         except TimeUp:
             raise
         except BaseException as error:  # noqa: BLE001
             outcome = "raise"
-            values = [error, None]
+            values = [error]
         try:
-            values[1] = self.tell_changes()
             if self.common and not self.trusted:
                 names = self.common[0]
                 names.update({name: self.ours[0].get(name) for name in names})
@@ -6669,7 +6677,7 @@ class Peer:
                     values += value, tuple(read_contents(value))
             reply = self.write_reply(outcome, serial, values, known)
         except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
-            reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200]), None])
+            reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200])])
         sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
         self.post(reply)
 
@@ -6690,62 +6698,60 @@ class Peer:
             result = CENSORS.get(args[0], lambda value: value)(result)
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
-        if is_mutable(result) and (not self.trusted or is_own_attribute(target, result)):
+        if is_mutable(result) and not self.trusted:
             return self.lend(id(result), result)
         return result
 
-    # Containers of which the other end has a copy
+    # Containers of which both ends have a copy
 
     def lend(self, number: int, value: Any) -> Loan:
-        """Take changes of it from the other end from now on."""
+        """In the worker: the judge may change it from now on."""
+        self.loans.pop(number, None)
         self.loans[number] = value, read_contents(value)
         keep_latest(self.loans, LOANS)
         return Loan(number, value)
 
+    def hear_changes(self, told: tuple | None) -> None:
+        """What the tests have changed in the judge's copies; unless ours is not any more as it was,
+        because then nobody can tell what both changes come to."""
+        told = told or ()
+        for number, items in zip(told[::2], told[1::2], strict=True):
+            value, before = self.loans.get(number, (None, None))
+            if before is not None and not has_changed(value, before):
+                refill(value, [*items])
+                self.loans[number] = value, read_contents(value)
+
     def lend_argument(self, value: Any) -> Any:
         return Loan(-id(value), value) if self.trusted and is_mutable(value) else value
 
-    def watch(self, number: int, value: Any) -> None:
-        """Tell the other end of changes in it from now on."""
-        self.watched[number] = value, look_into(value)
-        keep_latest(self.watched, LOANS // 2)
-
     def receive(self, number: int, value: Any, is_attribute: bool) -> Any:
-        """A result. What an attribute holds is the same object each time, while it is watched."""
+        """A result, in the judge. What an attribute holds is the same object each time."""
         if not is_mutable(value):
             return value
-        had, _ = self.watched.get(number, (None, None))
-        if is_attribute and number > 0 and type(had) is type(value):
-            refill(had, read_contents(value))
-            value = had
-        self.watch(number, value)
+        had = self.watched.get(number)
+        if had and had.is_attribute and is_attribute and is_alike(had.value, value):
+            refill(had.value, read_contents(value))
+            value = had.value
+        self.watch(number, value, is_attribute)
         return value
+
+    def watch(self, number: int, value: Any, is_attribute: bool = False) -> None:
+        """In the judge: tell of changes in it, if it is not so large that to look takes time."""
+        self.watched.pop(number, None)
+        before = look_into(value)
+        size = sum(len(items) for _, items in before) + getattr(value, "nbytes", 0) // 32
+        if size <= MOST_WATCHED:
+            self.watched[number] = Watched(value, before, is_attribute)
+            keep_latest(self.watched, LOANS // 2)
 
     def tell_changes(self) -> tuple | None:
         """What was changed here in what is watched: number, contents, number, contents …"""
         told: list = []
-        for number, (value, before) in [*self.watched.items()]:
-            if any(has_changed(*each) for each in before):
-                told += number, tuple(read_contents(value))
-                self.watched[number] = value, look_into(value)
-        for name, old in self.shown.items():
-            now = self.space.get(name)
-            if now is not old and (not callable(now) or name in self.given):
-                self.shown[name] = now
-                told += 0, (name, now)
+        for number, each in [*self.watched.items()]:
+            if any(itertools.starmap(has_changed, each.before)):
+                told += number, tuple(read_contents(each.value))
+                self.watched[number] = each._replace(before=look_into(each.value))
         return tuple(told) or None
-
-    def hear_changes(self, told: tuple | None) -> None:
-        """Do likewise in the containers themselves, if they are as they were when they went; or in
-        the code's names, whose number is 0."""
-        told = told or ()
-        for number, items in zip(told[::2], told[1::2], strict=True):
-            value, before = self.loans.get(number, (None, None))
-            if number == 0 and not self.trusted:
-                self.ours[0].update([items])
-            elif before is not None and not has_changed(value, before):
-                refill(value, [*items])
-                self.loans[number] = value, read_contents(value)
 
     def permits(self, method: str, target: Any, name: Any = "") -> bool:
         """May the graded code do this to an object of the tests'?"""
@@ -6837,8 +6843,9 @@ class Peer:
         make = MAKERS.get(tag) or getattr(self, f"build_{tag}")
         return make(*parts)
 
-    def build_loan(self, number: int, value: Any) -> Loan:
-        return Loan(number, value)
+    def build_loan(self, number: int, value: Any) -> Any:
+        # So that a mirror counts as arrived more than once, and a number can be no object.
+        return Loan(operator.index(number), value) if is_mutable(value) else value
 
     def build_own(self, number: int) -> Any:
         return self.ours[number]
@@ -7083,7 +7090,6 @@ class Facts(NamedTuple):
     imports: str  # statements that the judge runs first: a candidate's `math` could lie
     total: int  # tests that count
     uncalled: list[str]  # the test functions and methods that we have to call
-    given: list[str]  # classes of the tests' that the prompt names: the candidate may use them
     undefined: list[str]  # what the tests use, and neither they nor the candidate define
     alone: bool  # the helpers take nothing from the candidate, so that it cannot make them raise
     pure: bool  # they provably leave nothing behind in the process that runs them
@@ -7099,7 +7105,7 @@ def read_tests(task: dict[str, str]) -> Facts:
     except BadTask:  # one in Markdown, or of Python 2, is no reason to refuse a task
         solution = Source("solution", "")
     uncalled = uncalled_tests(tests)
-    refuse_fixtures(tests, {name.rpartition(".")[2] for name in uncalled})
+    refuse_fixtures(tests, uncalled)
     total = count_tests(tests, uncalled)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
@@ -7112,8 +7118,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         classes=sorted(classes),
         imports=imports,
         total=total,
-        uncalled=uncalled,
-        given=sorted(given_classes(tests, helpers, task["prompt"]) - setup.defines),
+        uncalled=[*uncalled],
         undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
         alone=not helpers.reads & names,
         pure=all(is_pure(source, known) for source in sources),
@@ -7145,32 +7150,11 @@ def share_names(
         names.add(entry)
     if not (entry in names if entry else names):
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
-    names |= read_early(tests) & tests.reads
     imports = [*dict.fromkeys(lent.values()), *(f"import {name}" for name in sorted(modules))]
     return names, "\n".join(imports)
 
 
-def given_classes(tests: Source, helpers: Source, prompt: str) -> set[str]:
-    """As a ListNode that the prompt says is there."""
-    nodes = tests.tree.body + helpers.tree.body
-    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
-    return classes & {*re.findall(r"\w+", prompt)}
-
-
-def read_early(tests: Source) -> set[str]:
-    """The names that the tests read before they bind them."""
-    first: dict[str, int] = {}  # the line that reads it
-    bound: dict[str, int] = {}
-    for node in tests.nodes:
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                first[name] = min(node.lineno, first.get(name, node.lineno))
-            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                bound[name] = min(node.lineno, bound.get(name, node.lineno))
-    return {name for name in first if name in bound and first[name] < bound[name]}
-
-
-def count_tests(tests: Source, uncalled: list[str]) -> int:
+def count_tests(tests: Source, uncalled: Collection[str]) -> int:
     """How many tests there are: asserts or, where there are none, test functions and methods."""
     asserts = [node for node in tests.nodes if isinstance(node, ast.Assert)]
     guarded = {
@@ -7203,35 +7187,37 @@ def is_test_class(node: ast.ClassDef, used: set[str]) -> bool:
     return is_plain or "TestCase" in "".join(map(ast.unparse, node.bases))
 
 
-def uncalled_tests(source: Source) -> list[str]:
+def uncalled_tests(source: Source) -> dict[str, Any]:
     """The test functions, and the methods of unittest's and pytest's classes, that nothing in the
-    source calls: "test_one", "TestAll.test_two"."""
+    source calls, by name: "test_one", "TestAll.test_two"."""
     # Not what symtable says: since Python 3.12 it knows nothing of what a comprehension reads.
     used = {node.id for node in source.nodes if isinstance(node, ast.Name)}
-    found = []
+    found: dict[str, Any] = {}
     for node in source.tree.body:
         if isinstance(node, ast.FunctionDef) and node.name not in used:
-            found.append(node.name)
+            found[node.name] = node
         if isinstance(node, ast.ClassDef) and is_test_class(node, used):
             for each in node.body:
-                if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                    is_skipped = "skip" in "".join(map(ast.unparse, each.decorator_list))
-                    found += [] if is_skipped else [f"{node.name}.{each.name}"]
-    return [name for name in found if name.rpartition(".")[2].startswith("test")]
+                match each:
+                    case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                        found[f"{node.name}.{name}"] = each
+    found = {name: each for name, each in found.items() if "skip" not in decorators(each)}
+    return {name: found[name] for name in found if name.rpartition(".")[2].startswith("test")}
 
 
-def refuse_fixtures(tests: Source, uncalled: set[str]) -> None:
+def decorators(node: Any) -> str:
+    return " ".join(map(ast.unparse, getattr(node, "decorator_list", ())))
+
+
+def refuse_fixtures(tests: Source, uncalled: dict[str, Any]) -> None:
     """Raises BadTask where a test waits for what only pytest could give it."""
-    for node in tests.nodes:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            decorators = " ".join(map(ast.unparse, node.decorator_list))
-            wanted = [each.arg for each in node.args.args if each.arg != "self"]
-            wanted = wanted[: len(wanted) - len(node.args.defaults)]
-            waits = node.name in uncalled and not decorators and wanted
-            if waits or re.search(r"\bfixture\b", decorators):
-                raise BadTask(
-                    f"{node.name}() is or needs a fixture of pytest's: there are none here"
-                )
+    waiting = [node.name for node in tests.nodes if re.search(r"\bfixture\b", decorators(node))]
+    for name, node in uncalled.items():
+        wanted = len(node.args.args) - len(node.args.defaults) - ("." in name)
+        if wanted > 0 and not node.decorator_list:
+            waiting.append(name)
+    if waiting:
+        raise BadTask(f"{waiting[0]}() is or needs a fixture of pytest's: there are none here")
 
 
 def is_class(name: str, told: str, tests: Source) -> bool:
@@ -7914,10 +7900,8 @@ class Judge:
             for name in facts.classes:
                 peer.open_class(space.get(name))
             peer.space = space
-            shown = {name: space[name] for name in facts.names if name in space}
-            peer.share(shown)
-            peer.given = facts.given
-            peer.shown = dict.fromkeys(facts.given) | shown
+            peer.shown = {name: space[name] for name in facts.names if name in space}
+            peer.share(dict(peer.shown))
         except BaseException:  # noqa: BLE001
             return {"passed": 0}  # the line broke, or the answer was a SystemExit
         with time_limit(message["seconds"], peer):
@@ -8229,9 +8213,7 @@ def rehearse(result_chars: int, null: int) -> Worker:
 
 def rehearse_judge(line: Line) -> None:
     tests = "def check(f):\n    for x in f(1):\n        assert x\ncheck(f)"
-    Tests(
-        {"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], [], True, True)
-    )
+    Tests({"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], True, True))
     Peer(line, True).request("@names", 0, ["f"])["f"](1, 2)
     line.send(frame(None))  # which is no message, and so ends the worker's work
 

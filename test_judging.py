@@ -1877,12 +1877,11 @@ def lines():
 def send(message):
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
     for line in lines(): line.sendall(struct.pack('>I', len(body)) + body)
-def answer(items, rows, told=None):
+def answer(items, rows):
     # In the name of the worker, to the very question that it is about.
     frame = sys._getframe().f_back
     while 'serial' not in frame.f_locals: frame = frame.f_back
-    result, *changes = items
-    send(['return', frame.f_locals['serial'], [[result, told, *changes], rows]])
+    send(['return', frame.f_locals['serial'], [items, rows]])
 """
 # What answers in the place of our own program, which is on the stack while it calls the candidate.
 PROGRAM = """
@@ -2912,7 +2911,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            for n in range(40): send(['return', n, [[6, None], []]])
+            for n in range(40): send(['return', n, [[6], []]])
             return 0
         """),
     tests=TRIPLE,
@@ -2923,7 +2922,7 @@ forgery(
     + source("""
         import threading
         def later():
-            for n in range(99): send(['return', n, [[True, None], []]])
+            for n in range(99): send(['return', n, [[True], []]])
         def f(x):
             threading.Thread(target=later).start()
             return 0
@@ -3002,7 +3001,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(b'["return",1,[[' + b'9' * 9_000_000 + b',null],[]]]')
+            send(b'["return",1,[[' + b'9' * 9_000_000 + b'],[]]]')
             return 0
         """),
     tests=TRIPLE,
@@ -3028,21 +3027,6 @@ forgery(
     tests=TRIPLE,
 )
 forgery(
-    "changes in what the tests never returned",
-    FIND_LINE
-    + source("""
-        def f(x):
-            rows = [['list', [], [[1], 9]], ['list', [], []]]
-            for n in range(40): answer([0], [['tuple', [9], None], ['tuple', [n, [0]], None]], [1])
-            return 0
-        """),
-    tests="""
-        known = [6]
-        def expected(): return known
-        assert f(2) == expected()[0]
-        """,
-)
-forgery(
     "changes what the tests' callback returned",
     """
         def f(expected):
@@ -3053,6 +3037,92 @@ forgery(
         known = [2, 3]
         def expected(): return known
         assert f(expected) == known
+        """,
+)
+forgery(
+    "a judge's reading of what is a loan",
+    """
+        import sys
+        frame = sys._getframe()
+        while type(frame.f_locals.get('self')).__name__ != 'Worker': frame = frame.f_back
+        peer, names = frame.f_locals['self'].peer, frame.f_globals
+        perform = peer.perform
+        def lending(method, target, args, kwargs):
+            result = perform(method, target, args, kwargs)
+            return names['Loan'](77, result) if type(result) is Sorter else result
+        peer.perform = lending
+        class Sorter:
+            def __init__(self, rows): rows[:] = [self] * 3
+            def __eq__(self, other): return True
+        """,
+    prompt="Write `class Sorter:`, which sorts in place.",
+    tests="""
+        rows = [3, 1, 2]
+        Sorter(rows)
+        assert rows == [1, 2, 3]
+        assert rows[1] == 2
+        """,
+)
+forgery(
+    "lends what it gives a callback, and changes it later",
+    FIND_LINE
+    + source("""
+        kept = [0]
+        def f(append): append(kept)
+        def g(x):
+            kept[:] = x
+            return x
+        """),
+    tests="""
+        seen = []
+        f(seen.append)
+        assert g([4, 5]) == [4, 5]
+        assert seen[0] == [4, 5]
+        """,
+)
+forgery(
+    "names of its own for what the tests bind",
+    """
+        CASES = want = None
+        def abs(x): return 0
+        def f(x): return want or dict(CASES or {}).get(x, 1.0)
+        """,
+    tests="""
+        def check(g):
+            for x, y in CASES: assert g(x) == y
+        CASES = [(1, 7717), (2, 9923)]
+        check(f)
+        def test_one(): assert abs(f(2) - 1.41421356) < 1e-6
+        def test_two():
+            abs = 3
+            assert abs == 3
+        """,
+)
+forgery(
+    "a class of the tests' that the prompt names",
+    "def f(x): return Solution().f(x)",
+    prompt="Write f. A Solution must be fast.",
+    tests="""
+        class Solution:
+            def f(self, x): return 7 * x
+        assert f(3) == Solution().f(3)
+        """,
+)
+forgery(
+    "an attribute fills what a call returned before",
+    """
+        kept = []
+        def f(x): return kept
+        class C:
+            def __init__(self, x): kept[:] = x
+            @property
+            def items(self): return kept
+        """,
+    tests="""
+        first = f(1)
+        c = C([2, 3])
+        assert c.items == [2, 3]
+        assert first == [2, 3]
         """,
 )
 forgery(
@@ -3415,6 +3485,13 @@ KNOWN_DIFFERENCES = {
     ),
     "container: subclass of dict with missing": (
         "A method's result crosses as what it holds: here as a dict, which has no __missing__."
+    ),
+    "alias: a list of a fake that the tests hand over": (
+        "Graded code changes no list of the tests' objects: it could be what the tests expect."
+    ),
+    "stranger: mod-const-NameErr": (
+        "A name that the tests bind is theirs from the first line on: else graded code could have"
+        " it told what the tests expect."
     ),
     "multiprocessing.dummy / ThreadPool": "It needs a semaphore, which is shared memory.",
 }

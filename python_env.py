@@ -6118,6 +6118,8 @@ def is_mutable(value: Any) -> bool:
 
 def read_contents(value: Any) -> list:
     """All that a mutable value holds, in one list that can be compared."""
+    if type(value) is list:  # as most are
+        return value.copy()
     if is_array(value):
         return [value.tobytes()]
     if type(value) is types.SimpleNamespace:
@@ -6180,7 +6182,7 @@ class Watched(NamedTuple):
     is_attribute: bool
 
 
-LOANS = 16  # containers that the tests may change; half as many are watched for that
+LOANS = 16  # containers that the tests may change; a quarter of them is watched for that
 MOST_WATCHED = 2_000  # items of one
 
 
@@ -6198,8 +6200,9 @@ def keep_latest(loans: dict[int, Any], most: int) -> None:
 
 def look_into(value: Any) -> list[tuple[Any, list]]:
     """A container and those in it, each with its contents."""
-    within = [each for each in read_contents(value) if is_mutable(each)]
-    return [(each, read_contents(each)) for each in (value, *within[:64])]
+    contents = read_contents(value)
+    within = [each for each in contents if type(each) in MUTABLE]
+    return [(value, contents), *((each, read_contents(each)) for each in within[:64])]
 
 
 class Row(NamedTuple):
@@ -6553,15 +6556,18 @@ class Peer:
         with self.asking:  # to the end, because what is shared is read and told here
             started = clock()
             serial = next(self.serials)
-            items = [kwargs or None, self.tell_changes(), *map(self.lend_argument, args)]
-            table, known = write_table(items, self.take_apart)
+            told = self.tell_changes() if self.watched else None
+            lent = [*filter(is_mutable, args)] if self.trusted else []
+            if lent:
+                args = tuple(Loan(-id(it), it) if is_mutable(it) else it for it in args)
+            table, known = write_table([kwargs or None, told, *args], self.take_apart)
             known += self.common
             question = frame([method, number, serial, table])
             asked = clock()
             outcome, table = self.exchange(serial, question)
             answered = clock()
             try:
-                result = self.take_reply(table, known, args, method == "@get")
+                result = self.take_reply(table, known, lent, method == "@get")
             except Exception as error:  # noqa: BLE001
                 # Of a kind that hardly any test expects: it must not pass for the code's own.
                 raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
@@ -6574,7 +6580,7 @@ class Peer:
             raise RuntimeError("StopIteration")
         raise result
 
-    def take_reply(self, table: Any, known: list, args: tuple, is_attribute: bool) -> Any:
+    def take_reply(self, table: Any, known: list, lent: list, is_attribute: bool) -> Any:
         """The result that an answer holds; the changes that it tells are made here, too."""
         uses: dict[int, int] = collections.defaultdict(int)
         (result, *changes), _ = read_table(table, self.build, known, uses)
@@ -6583,9 +6589,8 @@ class Peer:
         for target, items in zip(changes[::2], changes[1::2], strict=True):
             if is_mutable(target):
                 refill(target, items)
-        for each in args:
-            if self.trusted and is_mutable(each):
-                self.watch(-id(each), each)
+        for each in lent:
+            self.watch(-id(each), each)
         if type(result) is Loan:
             result = self.receive(*result, is_attribute)
         if self.common:
@@ -6656,7 +6661,7 @@ class Peer:
         try:
             (kwargs, told, *args), known = read_table(table, self.build)
             if not self.trusted:
-                self.hear_changes(told)
+                self.hear_changes(told or ())
                 args = [self.lend(*each).value if type(each) is Loan else each for each in args]
             known += self.common
             before = [(value, read_contents(value)) for value in known if is_mutable(value)]
@@ -6711,18 +6716,14 @@ class Peer:
         keep_latest(self.loans, LOANS)
         return Loan(number, value)
 
-    def hear_changes(self, told: tuple | None) -> None:
+    def hear_changes(self, told: Sequence[Any]) -> None:
         """What the tests have changed in the judge's copies; unless ours is not any more as it was,
         because then nobody can tell what both changes come to."""
-        told = told or ()
         for number, items in zip(told[::2], told[1::2], strict=True):
             value, before = self.loans.get(number, (None, None))
             if before is not None and not has_changed(value, before):
                 refill(value, [*items])
                 self.loans[number] = value, read_contents(value)
-
-    def lend_argument(self, value: Any) -> Any:
-        return Loan(-id(value), value) if self.trusted and is_mutable(value) else value
 
     def receive(self, number: int, value: Any, is_attribute: bool) -> Any:
         """A result, in the judge. What an attribute holds is the same object each time."""
@@ -6742,7 +6743,7 @@ class Peer:
         size = sum(len(items) for _, items in before) + getattr(value, "nbytes", 0) // 32
         if size <= MOST_WATCHED:
             self.watched[number] = Watched(value, before, is_attribute)
-            keep_latest(self.watched, LOANS // 2)
+            keep_latest(self.watched, LOANS // 4)
 
     def tell_changes(self) -> tuple | None:
         """What was changed here in what is watched: number, contents, number, contents …"""

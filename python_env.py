@@ -6460,7 +6460,7 @@ def is_local(name: str, mirror: Any, args: tuple) -> bool:
     """Whether the mirror carries out this method itself: of an exception what Python sets, and what
     makes a class whose methods call super()."""
     if name in SETTING:
-        return isinstance(mirror, BaseException) and args[0].startswith("__")
+        return isinstance(mirror, BaseException) and args[0].startswith("_")
     makes = name == "__call__" and isinstance(mirror, type) and len(args) == 3
     return makes and isinstance(args[2], dict) and "__classcell__" in args[2]
 

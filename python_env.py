@@ -81,6 +81,7 @@ import dataclasses
 import datetime
 import decimal
 import difflib
+import dis
 import errno
 import fractions
 import functools
@@ -5400,7 +5401,7 @@ class Grader:
 
 PROGRAM_MODULES = (
     "_signal abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes"
-    " dataclasses datetime decimal errno fractions functools gc importlib inspect io itertools"
+    " dataclasses datetime decimal dis errno fractions functools gc importlib inspect io itertools"
     " json linecache math numbers operator os pathlib random re select signal socket struct"
     " symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
@@ -5837,16 +5838,17 @@ class Title:
 #
 # A frame is four bytes of length and that much JSON. Between judge and worker it holds a message:
 #
-#     [method, number, serial, table]    a question: call a method of the receiver's object `number`
+#     [method, number, serial, table, told]
+#                                        a question: call a method of the receiver's object `number`
 #     ["return", serial, table]          the answer: the result, and containers that were changed
 #     ["raise", serial, table]           the answer: an exception
 #
-# A table is [items, rows]. A question's items are a dict of keyword arguments or null, what the
-# tests changed (see Loan) or null, and the arguments; those of an answer are the result, and pairs
-# of a container that was changed and of what it holds. An item is a value that stands for itself
-# (None, bool, float, str, an int of 64 bits), or [n], the value of row n, or [-1 - n], the mutable
-# container that was row n of the question. So sharing and identity survive, and neither end needs
-# recursion. A row is [tag, parts, contents]:
+# `told` is null, or a table of what the tests have changed (see Loan). A table is [items, rows]. A
+# question's items are a dict of keyword arguments or null, and the arguments; those of an answer
+# are the result, and pairs of a container that was changed and of what it holds. An item is a value
+# that stands for itself (None, bool, float, str, an int of 64 bits), or [n], the value of row n, or
+# [-1 - n], the mutable container that was row n of the question. So sharing and identity survive,
+# and neither end needs recursion. A row is [tag, parts, contents]:
 #
 #     tag              parts                              value
 #     a type's name    what the type takes                one of KINDS; contents: what it holds
@@ -5866,9 +5868,9 @@ class Title:
 # that are all int or all float travel as one string: an array's typecode and its bytes in base64.
 # A call f([x, "a"]), where f is object 3 of the worker's and x object 5 of the judge's, of class 4:
 #
-#     ["__call__", 3, 17, [[null, null, [2]],
+#     ["__call__", 3, 17, [[null, [2]],
 #         [["class", [4], null], ["object", [5, [0], null], null],
-#          ["list", [], [[1], "a"]]]]]
+#          ["list", [], [[1], "a"]]]], null]
 
 FRAME_BYTES = 16 * 2**20  # of one frame; checked before it is read
 NESTING = 5_000  # of a frame's brackets, whatever recursion limit the tests have set
@@ -5947,6 +5949,16 @@ def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
     return numpy.ndarray(shape, dtype, bytearray(memoryview(data)))
 
 
+def make_field(*slots: Any) -> Any:
+    made: Any = dataclasses.field()
+    for name, value in zip(dataclasses.Field.__slots__, slots, strict=True):
+        setattr(made, name, value)
+    # Because a dataclass that inherits it makes a program of its name.
+    if type(made.name) is not str or not made.name.isidentifier():
+        raise ValueError("no name of a field")
+    return made
+
+
 def make_empty(kind: type) -> Callable[[], Any]:
     return lambda: kind()
 
@@ -5970,6 +5982,7 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     types.TracebackType: lambda value: [],  # a with statement's, which nobody can make anew
     re.Pattern: lambda value: [value.pattern, value.flags],
     type(int | str): lambda value: value.__args__,
+    dataclasses.Field: lambda value: [getattr(value, name) for name in value.__slots__],
 }
 MAKE: dict[type, Callable[..., Any]] = {
     int: lambda digits: int(digits, 16),
@@ -5989,6 +6002,7 @@ MAKE: dict[type, Callable[..., Any]] = {
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
+    dataclasses.Field: make_field,
     # Empty, because what would fill it may have no end.
     collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),
 }
@@ -6009,6 +6023,7 @@ MAKE |= {kind: make_empty(kind) for kind in MUTABLE}
 MUTABLE |= {collections.defaultdict, collections.deque}
 KINDS = {kind.__name__: kind for kind in TAKE}
 ATOMS = {type(None), bool, float, str}
+PLAIN = ATOMS | {int, bytes}
 TYPECODES = {int: "iq", float: "d"}  # of arrays: the first that all of the numbers fit
 
 # Both ends know these by name. No function is among them, nor `type`, nor a class that opens files
@@ -6077,11 +6092,11 @@ def links_of(error: Any, with_context: bool) -> tuple | None:
     whether only the cause is shown. None: it has neither."""
     chain = [error]
     for each in chain:
-        if each.__context__ and len(chain) < CHAIN:
+        if each.__context__ is not None and len(chain) < CHAIN:
             chain.append(each.__context__)
     context = error.__context__ if with_context and len(chain) < CHAIN else None
     links = (error.__cause__, context, error.__suppress_context__)
-    return links if any(links) else None
+    return None if context is error.__cause__ is None and not links[2] else links
 
 
 def link(error: Any, links: tuple | None) -> None:
@@ -6187,10 +6202,11 @@ MOST_WATCHED = 2_000  # items of one
 
 
 def is_alike(one: Any, other: Any) -> bool:
-    """Whether one can be given the contents of the other."""
-    shape = (getattr(one, "dtype", None), getattr(one, "shape", None))
-    other_shape = (getattr(other, "dtype", None), getattr(other, "shape", None))
-    return type(one) is type(other) and shape == other_shape
+    """Whether two containers hold the same, without the `==` of objects."""
+    if type(one) is not type(other) or is_array(one) or len(one) != len(other):
+        return False
+    pairs = zip(read_contents(one), read_contents(other), strict=True)
+    return all(a is b or type(a) is type(b) in PLAIN and a == b for a, b in pairs)
 
 
 def keep_latest(loans: dict[int, Any], most: int) -> None:
@@ -6456,13 +6472,33 @@ def is_of_tests(target: Any) -> bool:
     return class_of(target).__module__ == "__main__"
 
 
+TEXTS = dunders("name qualname module doc")
+HINT = re.compile(r"[\w., \[\]|'\"]*")  # an annotation as text, without calls
+
+
+def check_special(name: str, value: Any) -> Any:
+    """A special attribute of the code's, in the judge. No text that Python's own modules would run
+    as a program there, as mock does with a name, and typing with an annotation."""
+    if name in TEXTS and type(value) not in (str, type(None)):
+        raise AttributeError(f"{name} is no plain text")
+    if name in OWN and isinstance(value, (dict, types.MappingProxyType)):
+        hints = value.get("__annotations__", {}) if name == "__dict__" else value
+        for hint in [*getattr(hints, "values", list)()]:
+            if isinstance(hint, str) and not (type(hint) is str and HINT.fullmatch(hint)):
+                raise AttributeError(f"{name}: an annotation that calls something")
+    return value
+
+
 def is_local(name: str, mirror: Any, args: tuple) -> bool:
     """Whether the mirror carries out this method itself: of an exception what Python sets, and what
     makes a class whose methods call super()."""
     if name in SETTING:
-        return isinstance(mirror, BaseException) and args[0].startswith("_")
-    makes = name == "__call__" and isinstance(mirror, type) and len(args) == 3
-    return makes and isinstance(args[2], dict) and "__classcell__" in args[2]
+        own = vars(builtins)[builtin_base(type(mirror))] if is_error(type(mirror)) else None
+        return own is not None and (args[0].startswith("_") or hasattr(own, args[0]))
+    is_meta = isinstance(mirror, type) and issubclass(mirror, type)
+    if name != "__call__" or not is_meta or len(args) != 3 or type(args[2]) is not dict:
+        return False
+    return type(args[2].get("__classcell__")) is types.CellType
 
 
 # The attributes of an object, whatever its class says of __dict__.
@@ -6536,6 +6572,7 @@ class Peer:
         self.common: list = []  # the dict of the code's names that tests use, and its values
         self.loans: dict[int, tuple[Any, list]] = {}  # containers, and what they held, by number
         self.watched: dict[int, Watched] = {}
+        self.borrowed: list[tuple] = []  # containers of the tests' objects, in the worker
         self.unreplaced = read_replaceable()
         self.replaced = self.unreplaced  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
@@ -6553,16 +6590,17 @@ class Peer:
             raise ConnectionError(self.broken)
         if self.trusted:
             self.tell_replaced()
+        else:
+            self.give_back()
         with self.asking:  # to the end, because what is shared is read and told here
             started = clock()
             serial = next(self.serials)
-            told = self.tell_changes() if self.watched else None
             lent = [*filter(is_mutable, args)] if self.trusted else []
             if lent:
                 args = tuple(Loan(-id(it), it) if is_mutable(it) else it for it in args)
-            table, known = write_table([kwargs or None, told, *args], self.take_apart)
+            table, known = write_table([kwargs or None, *args], self.take_apart)
             known += self.common
-            question = frame([method, number, serial, table])
+            question = frame([method, number, serial, table, self.tell_changes()])
             asked = clock()
             outcome, table = self.exchange(serial, question)
             answered = clock()
@@ -6639,7 +6677,9 @@ class Peer:
         match message:
             case ["return" | "raise" as outcome, serial, table] if serial in self.replies:
                 self.replies[serial] = outcome, table
-            case [method, number, serial, table]:
+            case [method, number, serial, table, told]:
+                if told and not self.trusted:
+                    self.hear_changes(*read_table(told, self.build)[0])
                 self.answer(method, number, serial, table)
             case _:
                 raise ValueError("neither a question nor an answer")
@@ -6659,9 +6699,8 @@ class Peer:
         # Because the recursion limit is for the code on both ends, and not for what is between.
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
-            (kwargs, told, *args), known = read_table(table, self.build)
+            (kwargs, *args), known = read_table(table, self.build)
             if not self.trusted:
-                self.hear_changes(told or ())
                 args = [self.lend(*each).value if type(each) is Loan else each for each in args]
             known += self.common
             before = [(value, read_contents(value)) for value in known if is_mutable(value)]
@@ -6673,6 +6712,7 @@ class Peer:
             outcome = "raise"
             values = [error]
         try:
+            self.give_back()
             if self.common and not self.trusted:
                 names = self.common[0]
                 names.update({name: self.ours[0].get(name) for name in names})
@@ -6699,7 +6739,7 @@ class Peer:
         result = call_method(method, target, args, kwargs)
         if method == "@names":
             self.share(result)
-        if self.trusted and method == "@get":
+        if self.trusted and method == "@get" and not self.mirror_base(class_of(target)):
             result = CENSORS.get(args[0], lambda value: value)(result)
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
@@ -6713,10 +6753,10 @@ class Peer:
         """In the worker: the judge may change it from now on."""
         self.loans.pop(number, None)
         self.loans[number] = value, read_contents(value)
-        keep_latest(self.loans, LOANS)
+        keep_latest(self.loans, LOANS + len(self.common))
         return Loan(number, value)
 
-    def hear_changes(self, told: Sequence[Any]) -> None:
+    def hear_changes(self, *told: Any) -> None:
         """What the tests have changed in the judge's copies; unless ours is not any more as it was,
         because then nobody can tell what both changes come to."""
         for number, items in zip(told[::2], told[1::2], strict=True):
@@ -6725,13 +6765,23 @@ class Peer:
                 refill(value, [*items])
                 self.loans[number] = value, read_contents(value)
 
+    def give_back(self) -> None:
+        """In the worker: what the code changed in an attribute's container of a test's object is
+        bound there anew, where the code may set it at all."""
+        del self.borrowed[:-LOANS]
+        for place, (mirror, name, value, before) in enumerate([*self.borrowed]):
+            if has_changed(value, before):
+                self.borrowed[place] = (mirror, name, value, read_contents(value))
+                with contextlib.suppress(Exception):
+                    setattr(mirror, name, value)
+
     def receive(self, number: int, value: Any, is_attribute: bool) -> Any:
-        """A result, in the judge. What an attribute holds is the same object each time."""
+        """A result, in the judge. What an attribute holds is the same object as last time, if
+        nothing in it has changed meanwhile."""
         if not is_mutable(value):
             return value
         had = self.watched.get(number)
         if had and had.is_attribute and is_attribute and is_alike(had.value, value):
-            refill(had.value, read_contents(value))
             value = had.value
         self.watch(number, value, is_attribute)
         return value
@@ -6740,19 +6790,21 @@ class Peer:
         """In the judge: tell of changes in it, if it is not so large that to look takes time."""
         self.watched.pop(number, None)
         before = look_into(value)
-        size = sum(len(items) for _, items in before) + getattr(value, "nbytes", 0) // 32
+        size = sum(len(items) for _, items in before) + (
+            value.nbytes // 32 if is_array(value) else 0
+        )
         if size <= MOST_WATCHED:
             self.watched[number] = Watched(value, before, is_attribute)
-            keep_latest(self.watched, LOANS // 4)
+            keep_latest(self.watched, LOANS // 4 + len(self.common))
 
-    def tell_changes(self) -> tuple | None:
-        """What was changed here in what is watched: number, contents, number, contents …"""
+    def tell_changes(self) -> list | None:
+        """What was changed here in what is watched, as a table: number, contents, number …"""
         told: list = []
         for number, each in [*self.watched.items()]:
             if any(itertools.starmap(has_changed, each.before)):
                 told += number, tuple(read_contents(each.value))
                 self.watched[number] = each._replace(before=look_into(each.value))
-        return tuple(told) or None
+        return write_table(told, self.take_apart)[0] if told else None
 
     def permits(self, method: str, target: Any, name: Any = "") -> bool:
         """May the graded code do this to an object of the tests'?"""
@@ -6772,7 +6824,7 @@ class Peer:
             return False
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
-        if kind in INNER or name[0] == "_" and kind is not dataclasses.Field:
+        if kind in INNER or name[0] == "_":
             return name in RESUMING
         return True
 
@@ -6900,6 +6952,8 @@ class Peer:
         if number in self.theirs:
             return self.theirs[number]
         name, module, doc, meta, given, methods = self.request("@describe", number)
+        if not type(name) is type(module) is str:
+            raise ValueError("the name of a class is no plain text")
         bases = [base or self.root for base in given if self.may_be_base(base)]
         # It keeps the methods of what it holds, lest it lie about that.
         holders = (base for base in bases if issubclass(base, HOLDERS))
@@ -6939,7 +6993,15 @@ class Peer:
         `owner`: its number."""
         names = {name for name in methods if name in SPECIAL or name[0] != "_"}
         deepcopy = self.forward("@deepcopy")
-        ask = self.forward("@get")
+        get = self.forward("@get")
+
+        def ask(mirror: Any, name: str) -> Any:
+            value = get(mirror, name)
+            if self.trusted:
+                return check_special(name, value)
+            if is_mutable(value):
+                self.borrowed.append((mirror, name, value, read_contents(value)))
+            return value
 
         def get_missing(mirror: Any, name: str, /) -> Any:
             if name.startswith("__") and name not in READABLE:
@@ -7212,10 +7274,11 @@ def decorators(node: Any) -> str:
 
 def refuse_fixtures(tests: Source, uncalled: dict[str, Any]) -> None:
     """Raises BadTask where a test waits for what only pytest could give it."""
+    patched = {getattr(node, "name", "") for node in tests.tree.body if decorators(node)}
     waiting = [node.name for node in tests.nodes if re.search(r"\bfixture\b", decorators(node))]
     for name, node in uncalled.items():
         wanted = len(node.args.args) - len(node.args.defaults) - ("." in name)
-        if wanted > 0 and not node.decorator_list:
+        if wanted > 0 and not node.decorator_list and name.partition(".")[0] not in patched:
             waiting.append(name)
     if waiting:
         raise BadTask(f"{waiting[0]}() is or needs a fixture of pytest's: there are none here")
@@ -7382,6 +7445,7 @@ class Tests(ast.NodeTransformer):
 
     def __init__(self, task: dict[str, str], facts: Facts) -> None:
         self.facts = facts
+        self.source = f"{task['helpers']}\n{task['tests']}"
         helpers = f"{facts.imports}\n{task['helpers']}"
         self.helpers = compile(helpers, "<helpers>", "exec", dont_inherit=True)
         self.asserts = 0
@@ -7835,6 +7899,7 @@ class Judge:
     def serve(self) -> None:
         gc.disable()
         cap_recursion()
+        sys.addaudithook(self.guard)
         for turn in itertools.count(1):
             message = self.mailbox.wait()
             if "task" in message:
@@ -7848,6 +7913,23 @@ class Judge:
 
     def tell(self, message: dict) -> None:
         self.sock.sendall(frame(message))
+
+    def guard(self, event: str, given: tuple) -> None:
+        """An audit hook. Tests may evaluate or unpickle what the graded code returned, as in
+        eval(repr(point)); and that must not be a program. What stands in the tests may be one."""
+        if event == "pickle.find_class":
+            found = getattr(sys.modules.get(given[0]), given[1], None)
+            if not (found in KNOWN.values() or is_error(found) or is_of_tests(found)):
+                raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")
+        elif event == "exec":
+            caller = sys._getframe(1)
+            names = None
+            if caller.f_code.co_filename in ("<tests>", "<helpers>"):
+                names = caller.f_globals | caller.f_locals
+            elif caller.f_globals.get("__name__") == "doctest":
+                names = caller.f_locals["test"].globs
+            if names and not is_of_source(given[0], self.tests.source):
+                check_expression(given[0], names, self.peer.held)
 
     def prepare(self, task: dict[str, str], facts: dict | None) -> dict:
         try:
@@ -7880,7 +7962,7 @@ class Judge:
         if self.worker:
             self.worker.close()
         self.worker = socket.socket(fileno=self.mailbox.take_fds(1)[0])
-        peer = Peer(Line(self.worker), True)
+        self.peer = peer = Peer(Line(self.worker), True)
         report = self.run(peer, message)
         if peer.broken:
             self.worker.close()
@@ -7909,6 +7991,48 @@ class Judge:
             report = Score(self.tests).run(space)
         # An `except Exception` of the tests takes a worker that died for one that raised.
         return {**report, "solved": report["solved"] and not peer.broken}
+
+
+INSIDE = 'only "judge": "inside"'
+
+
+def is_of_source(code: types.CodeType, source: str) -> bool:
+    """Whether the code is that of a text which stands in the source."""
+    nodes = ast.walk(ast.parse(source))
+    texts: list[Any] = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    for text, mode in itertools.product(texts, ("eval", "exec")):
+        with contextlib.suppress(SyntaxError, ValueError, TypeError):
+            if compile(text, "<string>", mode, dont_inherit=True) == code:
+                return True
+    return False
+
+
+def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict) -> None:
+    """Raises PermissionError unless it only makes values, by classes, by what PURE_BUILTINS and
+    PURE_MODULES list, and by the graded code's own functions: it must neither see nor change what
+    the tests hold."""
+    used = [names[name] for name in code.co_names if name in names]
+    modules = [each.__name__ for each in used if isinstance(each, types.ModuleType)]
+    listed = {name for module in modules for name in PURE_MODULES.get(module, ())}
+    for step in dis.get_instructions(code):
+        kind, _, target = step.opname.partition("_")
+        if isinstance(step.argval, types.CodeType):
+            check_expression(step.argval, names, mirrors)
+        is_harmless = kind not in ("STORE", "DELETE", "IMPORT") or target[:4] in ("FAST", "DERE")
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            is_harmless = step.argval in listed
+        if step.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
+            is_harmless = may_use(step.argval, names, mirrors)
+        if not is_harmless:
+            raise PermissionError(f"a text that uses {step.argval!r:.40}: {INSIDE} can run it")
+
+
+def may_use(name: str, names: dict[str, Any], mirrors: dict) -> bool:
+    if name not in names:
+        return name[0] != "_" and (name in PURE_BUILTINS or not hasattr(builtins, name))
+    value = names[name]
+    is_module = isinstance(value, types.ModuleType) and value.__name__ in PURE_MODULES
+    return id(value) in mirrors or isinstance(value, type) or is_module
 
 
 def cap_recursion() -> None:

@@ -3011,7 +3011,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            for n in range(-5, 9): send(['@get', n, n, [[None, None, '__dict__'], []]])
+            for n in range(-5, 9): send(['@get', n, n, [[None, '__dict__'], []], None])
             return 0
         """),
     tests=TRIPLE,
@@ -3123,6 +3123,151 @@ forgery(
         c = C([2, 3])
         assert c.items == [2, 3]
         assert first == [2, 3]
+        """,
+)
+# What tests, or the modules of Python's that they use, evaluate of what graded code returned.
+TAKE_OVER = """
+TEXT = (
+    "[each.f_globals.__setitem__('f', type('Yes', (), {'__eq__': lambda *a: True,"
+    " '__call__': lambda s, *a: s})()) for each, _ in __import__('traceback').walk_stack("
+    "__import__('sys')._getframe()) if each.f_code.co_filename == '<tests>']"
+)
+def f(x): return 0
+"""
+forgery(
+    "a program in the name of a dataclass's field",
+    TAKE_OVER
+    + source("""
+        from dataclasses import dataclass
+        @dataclass
+        class C:
+            x: int = 0
+        count = 0
+        class Name(str):
+            def __format__(self, spec):
+                global count
+                count += 1
+                return f"x:{TEXT}=0,y" if count == 6 else "x"
+        C.__dataclass_fields__['x'].name = Name('x')
+        """),
+    tests="""
+        from dataclasses import dataclass
+        @dataclass
+        class D(C):
+            y: int = 3
+        assert D(1).y == 3
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "a program in the name of a function",
+    TAKE_OVER
+    + source("""
+        class Name(str):
+            def isidentifier(self): return True
+            def __str__(self): return f"g(): pass\\n{TEXT}\\ndef g"
+        f.__name__ = Name('f')
+        """),
+    tests="""
+        from unittest.mock import create_autospec
+        assert create_autospec(f) is not None
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "a program in an annotation",
+    TAKE_OVER + "f.__annotations__ = {'return': f'({TEXT} and int)'}",
+    tests="""
+        import inspect, typing
+        try: typing.get_type_hints(f)
+        except Exception: pass
+        try: inspect.get_annotations(f, eval_str=True)
+        except Exception: pass
+        assert f(3) == 9
+        """,
+)
+for what, code, test in [
+    ("repr", "class P:\n    def __repr__(self): return TEXT", "eval(repr(P()))"),
+    ("statements", "def g(): return TEXT", "exec(g(), {})"),
+    ("compiled text", "def g(): return TEXT", "exec(compile(g(), '<mine>', 'exec'))"),
+    ("docstring", "f.__doc__ = f'>>> {TEXT}'", "doctest.run_docstring_examples(f, {})"),
+    (
+        "pickle",
+        "class P:\n    def __reduce__(self): return eval, (TEXT,)\n"
+        "def g():\n    import pickle\n    return pickle.dumps(P())",
+        "pickle.loads(g())",
+    ),
+]:
+    forgery(
+        f"a program in a {what}",
+        TAKE_OVER + code,
+        tests=f"""
+            import doctest, pickle
+            try: {test}
+            except Exception: pass
+            assert f(3) == 9
+            """,
+    )
+forgery(
+    "a text that empties the tests' list",
+    """
+        class P:
+            def __repr__(self): return "[CASES.clear(), P()][1]"
+        def f(x): return 0
+        """,
+    tests="""
+        CASES = [(1, 2)]
+        try: eval(repr(P()))
+        except Exception: pass
+        for x, y in CASES: assert f(x) == y
+        assert 1
+        """,
+)
+forgery(
+    "a text that asks for the tests' list",
+    """
+        seen = [{}]
+        class P:
+            def __init__(self, *given): seen.extend(given)
+            def __repr__(self): return "P(CASES)"
+        def f(x): return dict(seen[-1]).get(x)
+        """,
+    tests="""
+        CASES = [(1, 2)]
+        try: eval(repr(P()))
+        except Exception: pass
+        for x, y in CASES: assert f(x) == y
+        """,
+)
+forgery(
+    "changes what the tests have told it of",
+    """
+        outer = [[0]]
+        def f(x): return outer
+        def g(x):
+            outer[0][:] = x
+            return x
+        """,
+    tests="""
+        seen = f(1)
+        seen.append(None)
+        assert g([4, 5]) == [4, 5]
+        assert seen[0] == [4, 5]
+        """,
+)
+forgery(
+    "an attribute that is another object's, too",
+    """
+        kept = []
+        class Sorter:
+            def __init__(self, x): kept[:] = x
+            @property
+            def result(self): return kept
+        """,
+    tests="""
+        first = Sorter([3, 1, 2]).result
+        assert Sorter([1, 2, 3]).result == [1, 2, 3]
+        assert first == [1, 2, 3]
         """,
 )
 forgery(
@@ -3485,9 +3630,6 @@ KNOWN_DIFFERENCES = {
     ),
     "container: subclass of dict with missing": (
         "A method's result crosses as what it holds: here as a dict, which has no __missing__."
-    ),
-    "alias: a list of a fake that the tests hand over": (
-        "Graded code changes no list of the tests' objects: it could be what the tests expect."
     ),
     "stranger: mod-const-NameErr": (
         "A name that the tests bind is theirs from the first line on: else graded code could have"

@@ -7453,6 +7453,18 @@ class Tests(ast.NodeTransformer):
         tree = self.visit(ast.parse(task["tests"]))
         self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
+    @functools.cached_property
+    def own_codes(self) -> set[types.CodeType]:
+        """Of the texts in the tests, which may be programs."""
+        nodes = ast.walk(ast.parse(self.source))
+        texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        codes = set()
+        for text, mode in itertools.product(texts, ("eval", "exec")):
+            if isinstance(text, str):
+                with contextlib.suppress(SyntaxError, ValueError):
+                    codes.add(compile(text, "<string>", mode, dont_inherit=True))
+        return codes
+
     def generic_visit(self, node: ast.AST) -> ast.AST:
         # Only statements hold asserts, and expressions may be deep.
         return node if isinstance(node, ast.expr) else super().generic_visit(node)
@@ -7928,8 +7940,13 @@ class Judge:
                 names = caller.f_globals | caller.f_locals
             elif caller.f_globals.get("__name__") == "doctest":
                 names = caller.f_locals["test"].globs
-            if names and not is_of_source(given[0], self.tests.source):
+            if names is None:
+                return
+            try:
                 check_expression(given[0], names, self.peer.held)
+            except PermissionError:
+                if given[0] not in self.tests.own_codes:
+                    raise
 
     def prepare(self, task: dict[str, str], facts: dict | None) -> dict:
         try:
@@ -7994,17 +8011,6 @@ class Judge:
 
 
 INSIDE = 'only "judge": "inside"'
-
-
-def is_of_source(code: types.CodeType, source: str) -> bool:
-    """Whether the code is that of a text which stands in the source."""
-    nodes = ast.walk(ast.parse(source))
-    texts: list[Any] = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    for text, mode in itertools.product(texts, ("eval", "exec")):
-        with contextlib.suppress(SyntaxError, ValueError, TypeError):
-            if compile(text, "<string>", mode, dont_inherit=True) == code:
-                return True
-    return False
 
 
 def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict) -> None:

@@ -8028,7 +8028,7 @@ def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict)
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             is_harmless = step.argval in listed
         if step.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
-            is_harmless = may_use(step.argval, names, mirrors)
+            is_harmless = may_use(str(step.argval), names, mirrors)
         if not is_harmless:
             raise PermissionError(f"a text that uses {step.argval!r:.40}: {INSIDE} can run it")
 

@@ -5862,7 +5862,7 @@ class Title:
 #     "object"         number, class, links, content …    another object of the sender's
 #     "awaits"         number                             a coroutine of the sender's
 #     "own"            number                             an object of the receiver's
-#     "loan"           number, item                       a container, as a result
+#     "loan"           number, item                       a container: a result, or an argument
 #
 # Parts refer to earlier rows only; contents, which are filled in later, to any. Parts and contents
 # that are all int or all float travel as one string: an array's typecode and its bytes in base64.
@@ -6483,6 +6483,7 @@ def check_special(name: str, value: Any) -> Any:
         raise AttributeError(f"{name} is no plain text")
     if name in OWN and isinstance(value, (dict, types.MappingProxyType)):
         hints = value.get("__annotations__", {}) if name == "__dict__" else value
+        # What the code put there may be no mapping at all, or one of its own.
         for hint in [*getattr(hints, "values", list)()]:
             if isinstance(hint, str) and not (type(hint) is str and HINT.fullmatch(hint)):
                 raise AttributeError(f"{name}: an annotation that calls something")
@@ -7274,6 +7275,7 @@ def decorators(node: Any) -> str:
 
 def refuse_fixtures(tests: Source, uncalled: dict[str, Any]) -> None:
     """Raises BadTask where a test waits for what only pytest could give it."""
+    # A decorator above a test or its class, as mock's @patch, may give it arguments.
     patched = {getattr(node, "name", "") for node in tests.tree.body if decorators(node)}
     waiting = [node.name for node in tests.nodes if re.search(r"\bfixture\b", decorators(node))]
     for name, node in uncalled.items():
@@ -7455,7 +7457,8 @@ class Tests(ast.NodeTransformer):
 
     @functools.cached_property
     def own_codes(self) -> set[types.CodeType]:
-        """Of the texts in the tests, which may be programs."""
+        """The texts that stand in the tests, compiled: these may be programs, when the tests run
+        one, while what the graded code returned may not."""
         nodes = ast.walk(ast.parse(self.source))
         texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
         codes = set()
@@ -7887,7 +7890,9 @@ class Mailbox:
         return given
 
 
+# Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest")
+INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
 
@@ -8015,9 +8020,6 @@ class Judge:
         return {**report, "solved": report["solved"] and not peer.broken}
 
 
-INSIDE = 'only "judge": "inside"'
-
-
 def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict) -> None:
     """Raises PermissionError unless it only makes values, by classes, by what PURE_BUILTINS and
     PURE_MODULES list, and by the graded code's own functions: it must neither see nor change what
@@ -8029,7 +8031,9 @@ def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict)
         kind, _, target = step.opname.partition("_")
         if isinstance(step.argval, types.CodeType):
             check_expression(step.argval, names, mirrors)
-        is_harmless = kind not in ("STORE", "DELETE", "IMPORT") or target[:4] in ("FAST", "DERE")
+        # Variables of its own it may set, as a comprehension does.
+        is_local_one = target.startswith(("FAST", "DEREF"))
+        is_harmless = is_local_one or kind not in ("STORE", "DELETE", "IMPORT")
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             is_harmless = step.argval in listed
         if step.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
@@ -8039,6 +8043,7 @@ def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict)
 
 
 def may_use(name: str, names: dict[str, Any], mirrors: dict) -> bool:
+    """Whether a text may read this name: see check_expression()."""
     if name not in names:
         return name[0] != "_" and (name in PURE_BUILTINS or not hasattr(builtins, name))
     value = names[name]

@@ -5402,7 +5402,7 @@ class Grader:
 PROGRAM_MODULES = (
     "_signal abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes"
     " dataclasses datetime decimal dis errno fractions functools gc importlib inspect io itertools"
-    " json linecache math numbers operator os pathlib random re select signal socket struct"
+    " json linecache math numbers operator os pathlib random re select signal socket stat struct"
     " symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
@@ -8302,12 +8302,13 @@ def freshen(paths: list[str]) -> None:
     """Read a byte of whatever workers may read, so that its time of access is newer than its time
     of change. Then the kernel leaves it alone for a day, and a step that reads a file leaves no
     trace there for a later step."""
-    pending = [*paths]
+    pending = [os.path.realpath(path) for path in paths]
     for path in pending:
         with contextlib.suppress(OSError):
-            if os.path.isdir(path):
-                pending += [entry.path for entry in os.scandir(path) if not entry.is_symlink()]
-            elif os.path.isfile(path) and os.stat(path).st_atime <= os.stat(path).st_mtime:
+            status = os.lstat(path)
+            if stat.S_ISDIR(status.st_mode):
+                pending += [entry.path for entry in os.scandir(path)]
+            elif stat.S_ISREG(status.st_mode) and status.st_atime <= status.st_mtime:
                 with open(path, "rb") as file:
                     file.read(1)
 

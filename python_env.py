@@ -5858,7 +5858,8 @@ class Title:
 #     "error class"    module, name, built-in base        an exception class of Python's
 #     "error"          a list of these three, links,      an exception of such a class
 #                      attributes, args …                 (links: see links_of)
-#     "class"          number                             another class of the sender's
+#     "class"          number, bool                       another class of the sender's; whether
+#                                                         it is that of functions
 #     "object"         number, class, links, content …    another object of the sender's
 #     "awaits"         number                             a coroutine of the sender's
 #     "own"            number                             an object of the receiver's
@@ -5869,7 +5870,7 @@ class Title:
 # A call f([x, "a"]), where f is object 3 of the worker's and x object 5 of the judge's, of class 4:
 #
 #     ["__call__", 3, 17, [[null, [2]],
-#         [["class", [4], null], ["object", [5, [0], null], null],
+#         [["class", [4, false], null], ["object", [5, [0], null], null],
 #          ["list", [], [[1], "a"]]]], null]
 
 FRAME_BYTES = 16 * 2**20  # of one frame; checked before it is read
@@ -6854,7 +6855,9 @@ class Peer:
             return Row("known", [NAMES[id(value)]])
         if isinstance(value, type):
             names = name_error(value)
-            return Row("error class", names) if names else Row("class", [self.number(value)])
+            if names:
+                return Row("error class", names)
+            return Row("class", [self.number(value), value is types.FunctionType])
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
             if kind.__name__ == "ndarray":
                 return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
@@ -6948,17 +6951,18 @@ class Peer:
         self.fresh.add(number)
         return self.adopt(number, mirror)
 
-    def build_class(self, number: int) -> Any:
-        """The mirror of the other end's class."""
+    def build_class(self, number: int, is_function: bool) -> Any:
+        """The mirror of the other end's class. That of functions is most frequent, and known."""
         if number in self.theirs:
             return self.theirs[number]
-        name, module, doc, meta, given, methods = self.request("@describe", number)
+        facts = describe(types.FunctionType) if is_function else self.request("@describe", number)
+        name, module, doc, meta, given, methods = facts
         if not type(name) is type(module) is str:
             raise ValueError("the name of a class is no plain text")
         bases = [base or self.root for base in given if self.may_be_base(base)]
         # It keeps the methods of what it holds, lest it lie about that.
         holders = (base for base in bases if issubclass(base, HOLDERS))
-        methods -= {name for base in holders for name in dir(base)} - SPECIAL
+        methods = methods - ({name for base in holders for name in dir(base)} - SPECIAL)
         real = self.find_real(module, name, given)
         space = self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}

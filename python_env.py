@@ -1925,6 +1925,8 @@ def read_pairs(columns: Columns) -> Columns:
         pairs = [Pair(lines_of(given), lines_of(wanted)) for given, wanted in cases]
         return fields | {"pairs": tuple(pairs)}
     is_method = re.search(r"\bclass Solution\b", text_of(columns, "starter_code"))
+    if is_method:
+        fields["setup"] = COMMON_IMPORTS + fields["setup"]
     entry = f"Solution().{function}" if is_method else function
     tests = []
     for given, wanted in cases:
@@ -1933,6 +1935,15 @@ def read_pairs(columns: Columns) -> Columns:
     return fields | {"entry_point": entry, "tests": "\n".join(tests), "helpers": SAME}
 
 
+# What the data sets' own harnesses put before a class: `List[int]` in a signature that they give
+# needs it, and answers count on it. The last ones hide what the first took from the builtins.
+STARRED = (
+    "string re datetime collections heapq bisect copy math random itertools functools operator"
+)
+COMMON_IMPORTS = (
+    "\n".join(f"from {module} import *" for module in (*STARRED.split(), "typing", "builtins"))
+    + f"\nimport io, json, os, sys, time, typing, {', '.join(STARRED.split())}\n"
+)
 # JSON has no tuples; and some data sets wrap each output in a list, others do not.
 SAME = """def same(result, expected):
     result = list(result) if isinstance(result, tuple) else result
@@ -5308,13 +5319,12 @@ class Grader:
                     outcome = await worker.run(seconds, setup=self.task.setup)
                     self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
                     worker.take_output()
-                outcome = await worker.run(seconds, code=code, stdin=pair.stdin)
+                outcome = await worker.run(seconds, code=code, stdin=pair.stdin, then="exit")
                 stdout, _ = worker.take_output()
             finally:
                 worker.close()
             if not outcome.taken:
-                has_ended = outcome.exit_code == 0 and not outcome.died
-                return has_ended and pair.holds(stdout)
+                return outcome.exit_code == 0 and pair.holds(stdout)
         return False
 
     # ── The episode's workers ──
@@ -5853,7 +5863,7 @@ class Title:
 #     tag              parts                              value
 #     a type's name    what the type takes                one of KINDS; contents: what it holds
 #     "is"             item                               the same as that item
-#     "ndarray"        dtype, shape, bytes                an array of numpy's
+#     "ndarray"        dtype, shape or null, bytes        an array of numpy's, or one number
 #     "known"          name                               one of KNOWN
 #     "error class"    module, name, built-in base        an exception class of Python's
 #     "error"          a list of these three, links,      an exception of such a class
@@ -5941,13 +5951,14 @@ def reduce_arguments(value: Any) -> Sequence[Any]:
     return arguments[1:] if make.__name__ == "__newobj__" else arguments
 
 
-def make_ndarray(dtype: str, shape: tuple, data: bytes) -> Any:
+def make_ndarray(dtype: str, shape: tuple | None, data: bytes) -> Any:
     numpy: Any = importlib.import_module("numpy")  # the sender has it; most tasks do without
 
     # Numbers, times and text only, because objects would be pointers of the sender's choice.
     if not re.fullmatch(r"[<>|][biufcmMSU]\d+(\[\w+\])?", dtype):
         raise ValueError("not such an array")
-    return numpy.ndarray(shape, dtype, bytearray(memoryview(data)))
+    array = numpy.ndarray(shape or (), dtype, bytearray(memoryview(data)))
+    return array[()] if shape is None else array
 
 
 def make_field(*slots: Any) -> Any:
@@ -6082,6 +6093,8 @@ def name_error(kind: type) -> list[str]:
 
 
 def find_error(module: str, name: str, base: str) -> Any:
+    if not type(module) is type(name) is type(base) is str:
+        raise ValueError("the name of an exception is no plain text")
     # Of one that is not imported here it is known what it inherits from.
     found = find_class(module, name) or type(name, (vars(builtins)[base],), {"__module__": module})
     if not is_error(found):
@@ -6414,6 +6427,15 @@ def describe(kind: Any) -> tuple:
     return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind)
 
 
+def check_class(texts: Sequence[Any], bases: Sequence[type], methods: Any) -> None:
+    """Raises ValueError where what the other end says of a class is a trap."""
+    # Exactly, because a text of the other end's own class could be one name first, another later.
+    if type(methods) is not set or {*map(type, [*texts, *methods])} != {str}:
+        raise ValueError("the names of a class are no plain texts")
+    if "__call__" in methods and any(issubclass(base, str) for base in bases):
+        raise ValueError("a text that can be called: what expects a function would run it")
+
+
 @functools.cache
 def event_loop() -> Any:
     import asyncio  # which few tasks need
@@ -6497,15 +6519,20 @@ def check_special(name: str, value: Any) -> Any:
     as a program there, as mock does with a name, and typing with an annotation."""
     if name in TEXTS and type(value) not in (str, type(None)):
         raise AttributeError(f"{name} is no plain text")
-    mapping = value if type(value) in (dict, types.MappingProxyType) else None
-    if name in (*OWN, "__dataclass_fields__") and mapping is None:
+    is_mapping = type(value) in (dict, types.MappingProxyType)
+    if name in (*OWN, "__dataclass_fields__") and not is_mapping:
         raise AttributeError(f"{name} is no dict")
+    if name == "__args__":
+        if type(value) is not tuple:
+            raise AttributeError("__args__ is no tuple")
+        check_hints(value)
     if name == "__dataclass_fields__" and {*map(type, value.values())} - {dataclasses.Field}:
         raise AttributeError(f"{name} holds what is no field")
+    if name == "__dict__" and type(value.get("__annotations__", {})) is not dict:
+        # As of `type`, whose own is a descriptor.
+        value = type(value)({key: value[key] for key in value if key != "__annotations__"})
     if name in OWN:
         hints = value.get("__annotations__", {}) if name == "__dict__" else value
-        if type(hints) is not dict:
-            raise AttributeError("__annotations__ is no dict")
         check_hints(hints.values())
     return value
 
@@ -6809,12 +6836,16 @@ class Peer:
                     setattr(mirror, name, value)
 
     def receive(self, number: int, value: Any, is_attribute: bool) -> Any:
-        """A result, in the judge. What an attribute holds is the same object as last time, if
-        nothing in it has changed meanwhile."""
+        """A result, in the judge. A container that came before is the same object as then, with
+        what it holds now; but what an attribute holds only if nothing in it has changed."""
         if not is_mutable(value):
             return value
         had = self.watched.get(number)
         if had and had.is_attribute and is_attribute and is_alike(had.value, value):
+            value = had.value
+        is_result = had and not (had.is_attribute or is_attribute) and number > 0
+        if had and is_result and type(had.value) is type(value) and not is_array(value):
+            refill(had.value, read_contents(value))
             value = had.value
         self.watch(number, value, is_attribute)
         return value
@@ -6826,9 +6857,9 @@ class Peer:
         size = sum(len(items) for _, items in before) + (
             value.nbytes // 32 if is_array(value) else 0
         )
-        if size <= MOST_WATCHED:
-            self.watched[number] = Watched(value, before, is_attribute)
-            keep_latest(self.watched, LOANS // 4 + len(self.common))
+        # Kept even so, because the worker may give its number to another one when it forgets it.
+        self.watched[number] = Watched(value, before if size <= MOST_WATCHED else [], is_attribute)
+        keep_latest(self.watched, LOANS // 4 + len(self.common))
 
     def tell_changes(self) -> list | None:
         """What was changed here in what is watched, as a table: number, contents, number …"""
@@ -6890,10 +6921,8 @@ class Peer:
                 return Row("error class", names)
             return Row("class", [self.number(value), value is types.FunctionType])
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
-            if kind.__name__ == "ndarray":
-                return Row("ndarray", [value.dtype.str, value.shape, value.tobytes()])
-            if type(value.item()) is not kind:  # as that of a longdouble is
-                return Row("is", [value.item()])
+            shape = value.shape if kind.__name__ == "ndarray" else None  # None: a number of its own
+            return Row("ndarray", [value.dtype.str, shape, value.tobytes()])
         if is_coroutine(value):
             return Row("awaits", [self.number(value)])
         return self.take_plainly(value) or self.take_object(value)
@@ -6991,13 +7020,9 @@ class Peer:
             return self.theirs[number]
         facts = describe(types.FunctionType) if is_function else self.request("@describe", number)
         name, module, doc, meta, given, methods = facts
-        # Exactly, because a text of the other end's could be one name first and another later.
-        if type(methods) is not set or {*map(type, (name, module, doc or "", *methods))} != {str}:
-            raise ValueError("the names of a class are no plain texts")
         kept = [base for base in given if self.may_be_base(base)]
         bases = [self.root if base is None else base for base in kept]
-        if "__call__" in methods and any(issubclass(base, str) for base in bases):
-            raise ValueError("a text that can be called: what expects a function would run it")
+        check_class((name, module, doc or ""), bases, methods)
         # It keeps the methods of what it holds, lest it lie about that.
         holders = (base for base in bases if issubclass(base, HOLDERS))
         methods = methods - ({name for base in holders for name in dir(base)} - SPECIAL)
@@ -7007,14 +7032,15 @@ class Peer:
         if meta is None or not issubclass(meta, self.root):
             meta = self.root
         kind = type.__new__(meta, name, tuple(bases), space)
-        if real and real.__module__ in ("collections.abc", "numbers"):
+        if real and "_abc_impl" in vars(real):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
 
     def find_real(self, module: str, name: str, given: list) -> Any:
         """What it cannot inherit from, isinstance() can still be told; but not that it were a value
         which crosses by content: the library's own `==` would show it the tests' operands."""
-        named = find_class(module, name) if module in CLAIMED else None
+        is_hint = module == "typing" and name.endswith("GenericAlias")
+        named = find_class(module, name) if is_hint or module in CLAIMED else None
         if named and named not in (*TAKE, *ATOMS, *RISKY):
             return named
         return next((base for base in given if not self.may_be_base(base)), None)
@@ -7073,7 +7099,11 @@ class Peer:
         """The method of mirrors that calls the other end's. `owner`: the number of its class."""
         is_guarded = self.trusted and name in GUARDED
 
-        def method(mirror: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def method(*given: Any, **kwargs: Any) -> Any:
+            if not given:  # a function in a class, without `self`
+                return self.request("@get", owner, name)(**kwargs)
+            mirror, *rest = given
+            args = tuple(rest)
             number = self.held.get(id(mirror))
             if number is None or is_local(name, mirror, args):
                 return self.call_inherited(owner, mirror, name, args, kwargs)
@@ -7256,7 +7286,8 @@ def share_names(
     names = used & (setup.defines | ({entry} if entry else solution.defines))
     star = tests.star | helpers.star | setup.star | solution.star
     unknown = used - names - lent.keys() - star - set(dir(builtins))
-    calls = (node.func for node in tests.nodes if isinstance(node, ast.Call))
+    calls = [node.func for node in tests.nodes if isinstance(node, ast.Call)]
+    calls += [each for node in tests.nodes for each in getattr(node, "decorator_list", ())]
     called = {function.id for function in calls if isinstance(function, ast.Name)}
     modules = unknown & sys.stdlib_module_names - solution.defines - called
     if "*" not in star:
@@ -7299,26 +7330,39 @@ def is_runner(node: ast.expr) -> bool:
     return False
 
 
-def is_test_class(node: ast.ClassDef, used: set[str]) -> bool:
-    """Whether unittest or pytest would run it."""
-    is_plain = node.name.startswith("Test") and not node.bases and node.name not in used
-    return is_plain or "TestCase" in "".join(map(ast.unparse, node.bases))
+def find_test_classes(source: Source) -> dict[str, dict[str, Any]]:
+    """The classes that unittest or pytest would run, by name, with their methods, inherited ones as
+    well."""
+    classes = [node for node in source.tree.body if isinstance(node, ast.ClassDef)]
+    bases = {base for node in classes for base in node.bases}
+    # Not what symtable says: since Python 3.12 it knows nothing of what a comprehension reads.
+    used = {node.id for node in {*source.nodes} - bases if isinstance(node, ast.Name)}
+    methods: dict[str, dict[str, Any]] = {}
+    tests: dict[str, dict[str, Any]] = {}
+    for node in classes:
+        parents = [*map(ast.unparse, node.bases)]
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        found = {each.name: each for each in node.body if isinstance(each, functions)}
+        for parent in parents:
+            found = {**methods.get(parent, {}), **found}
+        methods[node.name] = found
+        is_case = any("TestCase" in parent or parent in tests for parent in parents)
+        is_plain = node.name.startswith("Test") and not parents and node.name not in used
+        if is_case or is_plain:
+            tests[node.name] = {} if "skip" in decorators(node) else found
+    return tests
 
 
 def uncalled_tests(source: Source) -> dict[str, Any]:
     """The test functions, and the methods of unittest's and pytest's classes, that nothing in the
     source calls, by name: "test_one", "TestAll.test_two"."""
-    # Not what symtable says: since Python 3.12 it knows nothing of what a comprehension reads.
     used = {node.id for node in source.nodes if isinstance(node, ast.Name)}
     found: dict[str, Any] = {}
     for node in source.tree.body:
         if isinstance(node, ast.FunctionDef) and node.name not in used:
             found[node.name] = node
-        if isinstance(node, ast.ClassDef) and is_test_class(node, used):
-            for each in node.body:
-                match each:
-                    case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                        found[f"{node.name}.{name}"] = each
+    for owner, methods in find_test_classes(source).items():
+        found |= {f"{owner}.{name}": each for name, each in methods.items()}
     found = {name: each for name, each in found.items() if "skip" not in decorators(each)}
     return {name: found[name] for name in found if name.rpartition(".")[2].startswith("test")}
 
@@ -7746,6 +7790,7 @@ class Interpreter:
         self.result_chars = result_chars
         self.steps = 0
         self.running = False
+        self.has_input = False  # whether descriptor 0 is not empty, or was not
         self.module = types.ModuleType("__main__")
         self.streams: list[TextIO] = []
         self.open_streams()
@@ -7761,17 +7806,36 @@ class Interpreter:
         if self.running:
             raise KeyboardInterrupt
 
-    def run(self, code: str, stdin: str | None = None) -> Ending:
-        """Run one step; what it printed has reached the descriptors on return."""
+    def feed(self, stdin: str) -> None:
+        """Make a text the standard input: at descriptor 0, where open(0) and os.read() find it, and
+        as a file, whose size they may ask for."""
+        path = f"{os.environ.get('TMPDIR', '.')}/.stdin"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.unlink(path)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(stdin.encode(errors="replace"))
+        os.lseek(fd, 0, os.SEEK_SET)
+        if fd:  # which it is where the code has closed its input
+            os.dup2(fd, 0, inheritable=False)
+            os.close(fd)
+        self.has_input = True
+        self.open_streams()
+
+    def run(self, code: str, stdin: str | None = None, is_program: bool = False) -> Ending:
+        """Run one step; what it printed has reached the descriptors on return. A program ends with
+        it, and what it registered for its end is run as well."""
         ending = Ending(exit_code=1)
         try:
             _signal.signal(_signal.SIGINT, self.interrupt)
+            if stdin is not None or self.has_input:
+                self.feed(stdin or "")
             if any(stream.closed for stream in self.streams):
                 self.open_streams()
             sys.stdin, sys.stdout, sys.stderr = self.streams
-            if stdin is not None:
-                sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode(errors="replace")), "utf-8")
+            vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
             ending = self.execute(code)
+            if is_program:
+                importlib.import_module("atexit")._run_exitfuncs()
         except BaseException:  # noqa: S110, BLE001
             pass  # the time-out's interrupt came while an error was being reported
         self.running = False
@@ -7862,7 +7926,7 @@ class Worker:
     The server sends {"seq"} and perhaps "setup", "replay" ([[code, stdin], …]), "code" with "stdin"
     and "then", and gets {"seq", "fault"} (of the setup) and an Ending. Then the worker waits for
     more, or serves its judge ("then": "serve"), or takes {"task", "facts", "seconds"} and runs the
-    tests itself ("inside")."""
+    tests itself ("inside"), or was a program that ended ("exit")."""
 
     def __init__(self, result_chars: int) -> None:
         self.interpreter = Interpreter(result_chars)
@@ -7879,9 +7943,9 @@ class Worker:
             for code, stdin in message.get("replay", []):
                 self.interpreter.run(code, stdin)
             ending = Ending()
-            if "code" in message:
-                ending = self.interpreter.run(message["code"], message["stdin"])
             then = message.get("then", "")
+            if "code" in message:
+                ending = self.interpreter.run(message["code"], message["stdin"], then == "exit")
             reply = {"seq": message["seq"], "fault": fault, **ending._asdict()}
             self.control.send(frame(reply))
         if then == "inside":
@@ -8441,6 +8505,7 @@ def zygote_main() -> None:
         except ImportError as error:
             sys.exit(f"python_env: cannot preload {name!r}: {error}")
     null = fcntl.fcntl(os.open(os.devnull, os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, 10)
+    sys.argv = [""]  # which fileinput and argparse read
     try:
         worker = rehearse(config["limits"]["result_chars"], null)
     finally:

@@ -1463,6 +1463,76 @@ def test_a_program_that_waits_without_input_may_still_be_right_with_it(own):
         assert "undone" not in result.observation.feedback
 
 
+# Each prints its input and one more, as programs for contests do that know more than input().
+PROGRAMS = {
+    "open(0)": "print(int(open(0).read()) + 1)",
+    "os.read and the size": "import os\nprint(int(os.read(0, os.fstat(0).st_size)) + 1)",
+    "stdin's descriptor": "import os, sys\nprint(int(os.read(sys.stdin.fileno(), 99)) + 1)",
+    "the first stdin": "import sys\nprint(int(sys.__stdin__.readline()) + 1)",
+    "stdin's bytes": "import sys\nprint(int(sys.stdin.buffer.readline()) + 1)",
+    "fileinput": "import fileinput\nprint(int(next(fileinput.input())) + 1)",
+    "the first stdout": (
+        "import io, sys\nsys.stdout = kept = io.StringIO()\nprint(int(input()) + 1)\n"
+        "sys.__stdout__.write(kept.getvalue())"
+    ),
+    "atexit": (
+        "import atexit\nlines = []\natexit.register(lambda: print(*lines))\n"
+        "lines.append(int(input()) + 1)"
+    ),
+    "atexit, after an exit": (
+        "import atexit, sys\natexit.register(lambda: print(int(input()) + 1))\nsys.exit()"
+    ),
+    "an exit at once": "import os\nprint(int(input()) + 1, flush=True)\nos._exit(0)",
+    "a buffer of its own": """
+import os, sys
+from io import BytesIO, IOBase
+class Fast(IOBase):
+    def __init__(self, file):
+        self.fd = file.fileno()
+        self.buffer = BytesIO()
+        self.write = self.buffer.write
+    def readline(self): return os.read(self.fd, max(os.fstat(self.fd).st_size, 8192))
+    def flush(self):
+        os.write(self.fd, self.buffer.getvalue())
+        self.buffer.truncate(0)
+        self.buffer.seek(0)
+class Wrapper(IOBase):
+    def __init__(self, file):
+        self.buffer = Fast(file)
+        self.flush = self.buffer.flush
+        self.write = lambda text: self.buffer.write(text.encode())
+        self.readline = lambda: self.buffer.readline().decode()
+sys.stdin, sys.stdout = Wrapper(sys.stdin), Wrapper(sys.stdout)
+input = lambda: sys.stdin.readline().rstrip()
+print(int(input()) + 1)
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_reads_and_ends_as_in_plain_python(own, name):
+    with own.session() as env:
+        env.reset(inputs=["1\n", "41\n"], outputs=["2\n", "42\n"])
+        assert rewards(env, PROGRAMS[name]) == [1.0]
+
+
+def test_a_program_that_exits_at_once_with_an_error_is_wrong(own):
+    with own.session() as env:
+        env.reset(inputs=["1\n"], outputs=["2\n"])
+        assert rewards(env, "import os\nprint(2, flush=True)\nos._exit(1)") == [0.0]
+
+
+def test_a_step_s_input_is_gone_after_it(own):
+    with own.session() as env:
+        env.reset(**IN_REPL)
+        seen = env.step(PythonAction("import sys\nsys.stdin.read(1)", stdin="abc")).observation
+        assert seen.result == "'a'"
+        assert run_code(env, "open(0, closefd=False).read()").result == "''"
+        seen = env.step(PythonAction("open(0).read()", stdin="def")).observation
+        assert seen.result == "'def'"
+        assert run_code(env, "import os\nos.read(0, 9), os.listdir('.')").result == "(b'', [])"
+
+
 def test_no_worker_can_say_that_the_task_is_at_fault(own):
     code = """
 import json, os

@@ -115,3 +115,25 @@ def test_a_misspelt_column_is_told_what_it_may_mean(row, words):
     with pytest.raises(InvalidRequest, match=words) as refused:
         Task.from_row(row)
     assert "`text`" not in str(refused.value)
+
+
+def test_the_hints_of_a_signature_that_was_given_need_no_import(server: Launched):
+    row = {
+        "question_content": "Add them.",
+        "starter_code": "class Solution:\n    def add(self, nums: List[int]) -> int:\n        ",
+        "metadata": '{"func_name": "add"}',
+        "public_test_cases": '[{"input": "[2, 4]", "output": "6", "testtype": "functional"}]',
+    }
+    code = (
+        "class Solution:\n    def add(self, nums: List[int]) -> int:\n"
+        "        return reduce(operator.add, Counter(nums).elements())"
+    )
+    with server.session() as env:
+        assert graded(env, code, row).reward == 1.0
+        assert graded(env, "class Solution:\n    def add(self, nums): return 0", row).reward == 0.0
+
+
+def test_what_is_imported_for_a_signature_is_no_answer(server: Launched):
+    row = {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}
+    with server.session() as env:
+        assert graded(env, "pass", row).reward == 0.0

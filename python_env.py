@@ -6410,10 +6410,13 @@ def methods_of(kind: Any) -> set[str]:
         if not inherits_locally(base):
             found |= vars(base)
     public = types.FunctionType, types.MethodDescriptorType
-    return {
+    special = {
         name
-        for name, value in found.items()
-        if name in SPECIAL and callable(value) or name[0] != "_" and isinstance(value, public)
+        for name in SPECIAL & found.keys()
+        if callable(found[name]) or type(found[name]).__module__ == "unittest.mock"
+    }
+    return special | {
+        name for name, value in found.items() if name[0] != "_" and isinstance(value, public)
     }
 
 
@@ -6448,31 +6451,40 @@ def is_coroutine(value: Any) -> bool:
     return isinstance(value, Awaitable) and type(value).__module__ == "builtins"
 
 
-# What tests replace in their own process, so that the code prints to them or reads from them.
-REPLACEABLE = {
-    f"{module}.{name}": (module, name)
+# What tests replace in their own process, so that the code prints to them or reads from them: the
+# module, or class, and the name there. What they mention in a patch() comes to that.
+Place = tuple[Any, str]
+REPLACEABLE: dict[str, Place] = {
+    f"{module.__name__}.{name}": (module, name)
     for module, names in {
-        "sys": "stdin stdout stderr",
-        "builtins": "print input",
-        "time": "sleep time time_ns monotonic perf_counter process_time",
-        "random": "random randint choice",
-        "warnings": "filters _showwarnmsg_impl",  # as catch_warnings() does
+        sys: "stdin stdout stderr",
+        builtins: "print input",
+        time: "sleep time time_ns monotonic perf_counter process_time",
+        random: "random randint choice",
+        warnings: "filters _showwarnmsg_impl",  # as catch_warnings() does
     }.items()
     for name in names.split()
 }
 
 
-def read_replaceable() -> list[Any]:
-    return [getattr(sys.modules[module], name) for module, name in REPLACEABLE.values()]
+def find_place(place: str) -> Place:
+    """Of "module.name" or "module.Class.name"; the module is imported."""
+    import pkgutil  # which few tasks need
+
+    owner, _, name = place.rpartition(".")
+    return REPLACEABLE.get(place) or (pkgutil.resolve_name(owner), name)
 
 
-own_replaceable = functools.cache(read_replaceable)  # as they were when it was first asked for
+REPLACED: dict[str, Any] = {}  # what stood there, in the worker
 
 
 def replace(_: Any, replaced: dict[str, Any]) -> None:
     """Do here what the tests did there."""
-    for (place, (module, name)), own in zip(REPLACEABLE.items(), own_replaceable(), strict=True):
-        setattr(sys.modules[module], name, replaced.get(place, own))
+    for place in {*REPLACED} - {*replaced}:
+        setattr(*find_place(place), REPLACED.pop(place))
+    for place, value in replaced.items():
+        REPLACED.setdefault(place, getattr(*find_place(place)))
+        setattr(*find_place(place), value)
     getattr(warnings, "_filters_mutated", int)()  # who was warned before may be warned again
 
 
@@ -6495,9 +6507,14 @@ def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
         return OPERATIONS[method](target, *args)
     if method == "__call__":
         return target(*args, **kwargs)  # because not each class has it that can be called
-    if method.startswith("__"):
+    if method.startswith("__") and not is_mock(target):  # whose special methods are its own
         return getattr(type(target), method)(target, *args, **kwargs)
     return getattr(target, method)(*args, **kwargs)
+
+
+def is_mock(target: Any) -> bool:
+    """Whether it is one of unittest's mocks, or a class of them."""
+    return class_of(target).__module__ == "unittest.mock"
 
 
 def class_of(target: Any) -> Any:
@@ -6585,8 +6602,7 @@ CENSORS: dict[str, Callable[[Any], Any]] = {
 def would_agree(target: Any, name: str) -> bool:
     """Whether this is how one tells a mock, a class of them, or a test case to agree."""
     is_telling = name in MOCKING or name.startswith("assert")
-    is_mock = class_of(target).__module__ == "unittest.mock"
-    return is_mock and is_telling or name == "addTypeEqualityFunc"
+    return is_telling and is_mock(target) or name == "addTypeEqualityFunc"
 
 
 def permits_special(method: str, target: Any, name: str) -> bool:
@@ -6630,7 +6646,8 @@ class Peer:
         self.loans: dict[int, tuple[Any, list]] = {}  # containers, and what they held, by number
         self.watched: dict[int, Watched] = {}
         self.borrowed: list[tuple] = []  # containers of the tests' objects, in the worker
-        self.unreplaced = read_replaceable()
+        self.places = dict(REPLACEABLE)
+        self.unreplaced = self.read_places()
         self.replaced = self.unreplaced  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
@@ -6697,11 +6714,22 @@ class Peer:
 
     def tell_replaced(self) -> None:
         """Tell of the streams and functions that the tests have put in the place of Python's."""
-        now = read_replaceable()
+        now = self.read_places()
         if not all(map(operator.is_, now, self.replaced)):
             self.replaced = now
-            told = zip(REPLACEABLE, now, self.unreplaced, strict=True)
+            told = zip(self.places, now, self.unreplaced, strict=True)
             self.request("@replace", 0, {place: it for place, it, old in told if it is not old})
+
+    def read_places(self) -> list[Any]:
+        return [getattr(owner, name, None) for owner, name in self.places.values()]
+
+    def watch_places(self, places: list[str]) -> None:
+        """Tell of what the tests put there, too."""
+        for place in places:
+            with contextlib.suppress(Exception):  # there is no such module
+                self.places[place] = find_place(place)
+        self.unreplaced = self.read_places()
+        self.replaced = self.unreplaced
 
     def exchange(self, serial: int, question: bytes) -> tuple[str, Any]:
         """Send a question, and answer the other end's until the reply is there."""
@@ -7241,6 +7269,7 @@ class Facts(NamedTuple):
     undefined: list[str]  # what the tests use, and neither they nor the candidate define
     alone: bool  # the helpers take nothing from the candidate, so that it cannot make them raise
     pure: bool  # they provably leave nothing behind in the process that runs them
+    patched: list[str]  # what they put something else in the place of, as "subprocess.run"
 
 
 def read_tests(task: dict[str, str]) -> Facts:
@@ -7256,6 +7285,8 @@ def read_tests(task: dict[str, str]) -> Facts:
     refuse_fixtures(tests, uncalled)
     total = count_tests(tests, uncalled)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
+    patched = [each for source in (tests, helpers) for each in find_patched(source)]
+    names |= {place.partition(".")[2] for place in patched if place.startswith("__main__.")}
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
     given = Source("imports", imports)
@@ -7270,7 +7301,24 @@ def read_tests(task: dict[str, str]) -> Facts:
         undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
         alone=not helpers.reads & names,
         pure=all(is_pure(source, known) for source in sources),
+        patched=patched,
     )
+
+
+def find_patched(source: Source) -> list[str]:
+    """As in patch("subprocess.run"), patch.object(subprocess, "run"), subprocess.run = fake."""
+    found = []
+    for node in source.nodes:
+        match node:
+            case ast.Call(
+                ast.Name("patch") | ast.Attribute(attr="patch"), [ast.Constant(name), *_]
+            ):
+                found.append(f"{name!s}")
+            case ast.Call(ast.Attribute(attr="object"), [owner, ast.Constant(name), *_]):
+                found.append(f"{ast.unparse(owner)}.{name!s}")
+            case ast.Attribute(ast.Name(owner), name, ast.Store()) if owner in source.imports:
+                found.append(f"{owner}.{name}")
+    return [name for name in found if re.fullmatch(r"\w+(\.\w+)+", name)]
 
 
 def share_names(
@@ -8137,6 +8185,7 @@ class Judge:
             peer.space = space
             peer.shown = {name: space[name] for name in facts.names if name in space}
             peer.share(dict(peer.shown))
+            peer.watch_places(facts.patched)
         except BaseException:  # noqa: BLE001
             return {"passed": 0}  # the line broke, or the answer was a SystemExit
         with time_limit(message["seconds"], peer):
@@ -8480,7 +8529,9 @@ def rehearse(result_chars: int, null: int) -> Worker:
 
 def rehearse_judge(line: Line) -> None:
     tests = "def check(f):\n    for x in f(1):\n        assert x\ncheck(f)"
-    Tests({"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], True, True))
+    Tests(
+        {"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], True, True, [])
+    )
     Peer(line, True).request("@names", 0, ["f"])["f"](1, 2)
     line.send(frame(None))  # which is no message, and so ends the worker's work
 

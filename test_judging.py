@@ -934,6 +934,140 @@ honest(
 )
 
 honest(
+    "the tests put something in the place of subprocess",
+    """
+    import unittest
+    from unittest.mock import patch, MagicMock
+    class T(unittest.TestCase):
+        @patch("subprocess.run")
+        def test_ok(self, mock_run):
+            mock_run.return_value = MagicMock(returncode=0, stdout="hello")
+            self.assertEqual(f(["ls"]), "hello")
+            mock_run.assert_called_once_with(["ls"], capture_output=True, text=True)
+        def test_after(self):
+            with patch("subprocess.run", side_effect=OSError("no")):
+                with self.assertRaises(OSError): f(["x"])
+    """,
+    """
+    import subprocess
+    def f(cmd):
+        r = subprocess.run(cmd, capture_output=True, text=True)
+        return r.stdout
+    """,
+)
+honest(
+    "the tests put something in the place of open()",
+    """
+    import unittest
+    from unittest.mock import patch, mock_open
+    class T(unittest.TestCase):
+        def test_ok(self):
+            with patch("builtins.open", mock_open(read_data="a\\nb\\n")) as m:
+                self.assertEqual(f("x.txt"), 2)
+                m.assert_called_once_with("x.txt")
+        @patch("builtins.open", new_callable=mock_open, read_data="a b")
+        def test_two(self, m):
+            self.assertEqual(g("y"), "a b")
+        @patch("builtins.open", new_callable=mock_open)
+        def test_write(self, m):
+            h("out", "text")
+            m.assert_called_with("out", "w")
+            m().write.assert_called_once_with("text")
+    """,
+    """
+    def f(p):
+        with open(p) as fh: return sum(1 for _ in fh)
+    def g(p):
+        with open(p) as fh: return fh.read()
+    def h(p, t):
+        with open(p, "w") as fh: fh.write(t)
+    """,
+)
+honest(
+    "the tests put something in the place of of os and os.path",
+    """
+    from unittest import mock
+    import os
+    @mock.patch("os.path.exists", return_value=True)
+    @mock.patch("os.listdir", return_value=["a.txt", "b.py"])
+    def test_it(listdir, exists):
+        assert f("/nowhere") == ["a.txt"]
+        listdir.assert_called_once_with("/nowhere")
+    def test_object():
+        with mock.patch.object(os, "getcwd", return_value="/x"):
+            assert g() == "/x"
+        old = os.getcwd
+        os.getcwd = lambda: "/y"
+        assert g() == "/y"
+        os.getcwd = old
+        assert g() != "/y"
+    """,
+    """
+    import os
+    def f(p):
+        if not os.path.exists(p): return None
+        return [n for n in os.listdir(p) if n.endswith(".txt")]
+    def g(): return os.getcwd()
+    """,
+)
+honest(
+    "the tests put something in the place of a function of the code's own",
+    """
+    from unittest.mock import patch
+    with patch("__main__.fetch", return_value={"n": 3}) as m:
+        assert f(1) == 4
+        m.assert_called_once_with(1)
+    """,
+    """
+    def fetch(x): raise OSError
+    def f(x): return fetch(x)["n"] + 1
+    """,
+)
+honest(
+    "the tests put something in the place of urlopen()",
+    """
+    import unittest
+    from unittest.mock import patch, MagicMock
+    class T(unittest.TestCase):
+        @patch("urllib.request.urlopen")
+        def test_ok(self, urlopen):
+            response = MagicMock()
+            response.read.return_value = b'{"a": 1}'
+            response.__enter__.return_value = response
+            urlopen.return_value = response
+            self.assertEqual(f("http://x"), {"a": 1})
+    """,
+    """
+    import json, urllib.request
+    def f(u):
+        with urllib.request.urlopen(u) as r: return json.loads(r.read())
+    """,
+)
+honest(
+    "the tests put something in the place of random",
+    """
+    from unittest.mock import patch
+    with patch("random.randrange", side_effect=[3, 5]): assert f() == 8
+    with patch("random.sample", return_value=[1]): assert g() == [1]
+    """,
+    """
+    import random
+    def f(): return random.randrange(9) + random.randrange(9)
+    def g(): return random.sample(range(9), 1)
+    """,
+)
+honest(
+    "the tests put something in the place of a method of a class",
+    """
+    from unittest.mock import patch
+    with patch("pathlib.Path.read_text", return_value="hi"): assert f("x") == "hi"
+    """,
+    """
+    from pathlib import Path
+    def f(p): return Path(p).read_text()
+    """,
+)
+honest(
     "abstract classes are what they say",
     """
     from abc import ABC
@@ -3609,6 +3743,29 @@ forgery(
             return result
         assert call('secret') == 9
         assert call(2) == 6
+        """,
+)
+forgery(
+    "what stands in a function's place is told that it was called",
+    """
+        import subprocess
+        def f(cmd):
+            for tell in (
+                lambda: setattr(subprocess.run, 'called', True),
+                lambda: subprocess.run.configure_mock(called=True),
+                lambda: subprocess.run.__setattr__('called', True),
+                lambda: subprocess.run.__dict__.update(_mock_called=True),
+            ):
+                try: tell()
+                except Exception: pass
+            return 'hello'
+        """,
+    tests="""
+        from unittest.mock import patch
+        with patch('subprocess.run') as run:
+            run.return_value.stdout = 'hello'
+            assert f(['ls']) == 'hello'
+            assert run.called
         """,
 )
 # What is not exactly what it says: a number, a name, an annotation, a class.

@@ -251,9 +251,15 @@ NOT_CROSSED = {
         "import random\ndef f(): return random.random()",
         "import random\nrandom.seed(1)\nx = random.random()\nrandom.seed(1)\nassert f() == x",
     ),
-    "a mock in a module": (
-        "import os\ndef f(): return os.getcwd()",
-        "from unittest.mock import patch\nwith patch('os.getcwd', lambda: 3):\n    assert f() == 3",
+    "or of the code": (
+        "import os\ndef f(): os.environ['NAME'] = 'x'",
+        "import os\nf()\nassert os.environ['NAME'] == 'x'",
+    ),
+    "logging": (
+        "import logging\ndef f(): logging.getLogger('a').warning('x')",
+        "import logging\nseen = []\nclass Seen(logging.Handler):\n"
+        "    def emit(self, record): seen.append(record)\n"
+        "logging.getLogger('a').addHandler(Seen())\nf()\nassert seen",
     ),
     "`os.environ`": (
         "import os\ndef f(): return os.environ['NAME']",
@@ -296,6 +302,10 @@ CROSSED = {
         "def f(): print('hi')",
         "import contextlib, io\nout = io.StringIO()\n"
         "with contextlib.redirect_stdout(out):\n    f()\nassert out.getvalue() == 'hi\\n'",
+    ),
+    '`patch("module.name")`': (
+        "import os\ndef f(): return os.getcwd()",
+        "from unittest.mock import patch\nwith patch('os.getcwd', lambda: 3):\n    assert f() == 3",
     ),
     "`time.time`": (
         "import time\ndef f(): return time.time()",

@@ -6527,30 +6527,29 @@ def is_of_tests(target: Any) -> bool:
     return class_of(target).__module__ == "__main__"
 
 
-TEXTS = dunders("name qualname module doc")
+# What special attributes are, or Python's own modules would run, or believe, what they hold.
+EXACTLY: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(dunders("name qualname module doc"), (str, type(None))),
+    **dict.fromkeys(dunders("annotations dataclass_fields"), (dict,)),
+    "__dict__": (dict, types.MappingProxyType),
+    "__args__": (tuple,),
+}
 HINT = re.compile(r"[\w., \[\]|'\"]*")  # an annotation as text, without calls
 
 
 def check_special(name: str, value: Any) -> Any:
     """A special attribute of the code's, in the judge. No text that Python's own modules would run
     as a program there, as mock does with a name, and typing with an annotation."""
-    if name in TEXTS and type(value) not in (str, type(None)):
-        raise AttributeError(f"{name} is no plain text")
-    is_mapping = type(value) in (dict, types.MappingProxyType)
-    if name in (*OWN, "__dataclass_fields__") and not is_mapping:
-        raise AttributeError(f"{name} is no dict")
-    if name == "__args__":
-        if type(value) is not tuple:
-            raise AttributeError("__args__ is no tuple")
-        check_hints(value)
+    if type(value) not in EXACTLY.get(name, (type(value),)):
+        raise AttributeError(f"{name} is of another kind than Python's own")
     if name == "__dataclass_fields__" and {*map(type, value.values())} - {dataclasses.Field}:
         raise AttributeError(f"{name} holds what is no field")
     if name == "__dict__" and type(value.get("__annotations__", {})) is not dict:
         # As of `type`, whose own is a descriptor.
         value = type(value)({key: value[key] for key in value if key != "__annotations__"})
-    if name in OWN:
-        hints = value.get("__annotations__", {}) if name == "__dict__" else value
-        check_hints(hints.values())
+    hints = value.get("__annotations__", {}) if name == "__dict__" else value
+    if name in (*OWN, "__args__"):
+        check_hints(hints.values() if type(hints) is dict else hints)
     return value
 
 
@@ -6688,7 +6687,7 @@ class Peer:
         if outcome == "return":
             return result
         if not isinstance(result, BaseException):
-            raise ReferenceError("no exception was raised, but something else")
+            raise ReferenceError("no exception was raised, but something else")  # noqa: TRY004
         # all(map(f, …)) would take it for the end of its own iteration.
         if isinstance(result, StopIteration) and method not in RESUMING:
             raise RuntimeError("StopIteration")
@@ -7879,8 +7878,9 @@ class Interpreter:
                 self.feed(stdin or "")
             if any(stream.closed for stream in self.streams):
                 self.open_streams()
-            sys.stdin, sys.stdout, sys.stderr = self.streams
-            vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
+            for name, stream in zip(("stdin", "stdout", "stderr"), self.streams, strict=True):
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
             ending = self.execute(code)
             if is_program:
                 importlib.import_module("atexit")._run_exitfuncs()

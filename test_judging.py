@@ -3887,6 +3887,24 @@ forgery(
         """,
 )
 forgery(
+    "annotations that cannot be changed",
+    TAKE_OVER
+    + source("""
+        import types
+        class F:
+            def __call__(self, x): return 0
+            @property
+            def __annotations__(self): return types.MappingProxyType({'x': TEXT})
+        f = F()
+        """),
+    tests="""
+        import typing
+        try: typing.get_type_hints(f)
+        except Exception: pass
+        assert f(3) == 9
+        """,
+)
+forgery(
     "annotations in a namespace",
     TAKE_OVER
     + source("""

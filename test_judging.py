@@ -1417,11 +1417,12 @@ open({python_env.__file__!r})
 
 # Tests that cannot be judged apart, because they change or watch the process that the code is in.
 INSIDE = {
-    "a patched module": (
+    "a working directory": (
         """
-        from unittest import mock
-        with mock.patch('os.getcwd', return_value='/home'):
-            assert f() == '/home'
+        import os
+        os.mkdir('new')
+        os.chdir('new')
+        assert f().endswith('/new')
         """,
         "import os\ndef f(): return os.getcwd()",
     ),

@@ -5971,6 +5971,12 @@ def make_field(*slots: Any) -> Any:
     return made
 
 
+def make_proxy(mapping: Any) -> types.MappingProxyType:
+    if type(mapping) is not dict:  # which could hold one thing first and another later
+        raise ValueError("not of a dict")
+    return types.MappingProxyType(mapping)
+
+
 def make_empty(kind: type) -> Callable[[], Any]:
     return lambda: kind()
 
@@ -6014,6 +6020,7 @@ MAKE: dict[type, Callable[..., Any]] = {
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
+    types.MappingProxyType: make_proxy,
     dataclasses.Field: make_field,
     # Empty, because what would fill it may have no end.
     collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),
@@ -6435,7 +6442,10 @@ def check_class(texts: Sequence[Any], bases: Sequence[type], methods: Any) -> No
     # Exactly, because a text of the other end's own class could be one name first, another later.
     if type(methods) is not set or {*map(type, [*texts, *methods])} != {str}:
         raise ValueError("the names of a class are no plain texts")
-    if "__call__" in methods and any(issubclass(base, str) for base in bases):
+    get_names = vars(type)["__dict__"].__get__  # not vars(), which would ask the other end
+    inherited = [get_names(each) for base in bases for each in base.__mro__]
+    is_called = any("__call__" in names for names in (methods, *inherited))
+    if is_called and any(issubclass(base, str) for base in bases):
         raise ValueError("a text that can be called: what expects a function would run it")
 
 
@@ -6480,11 +6490,14 @@ REPLACED: dict[str, Any] = {}  # what stood there, in the worker
 
 def replace(_: Any, replaced: dict[str, Any]) -> None:
     """Do here what the tests did there."""
-    for place in {*REPLACED} - {*replaced}:
-        setattr(*find_place(place), REPLACED.pop(place))
-    for place, value in replaced.items():
-        REPLACED.setdefault(place, getattr(*find_place(place)))
-        setattr(*find_place(place), value)
+    for place in {*REPLACED, *replaced}:
+        owner, name = find_place(place)
+        REPLACED.setdefault(place, getattr(owner, name, dataclasses.MISSING))
+        value = replaced[place] if place in replaced else REPLACED.pop(place)
+        if value is dataclasses.MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
     getattr(warnings, "_filters_mutated", int)()  # who was warned before may be warned again
 
 
@@ -6533,8 +6546,15 @@ EXACTLY: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(dunders("annotations dataclass_fields"), (dict,)),
     "__dict__": (dict, types.MappingProxyType),
     "__args__": (tuple,),
+    "__signature__": (inspect.Signature,),
 }
-HINT = re.compile(r"[\w., \[\]|'\"]*")  # an annotation as text, without calls
+# An annotation as text: without calls, and with an index of what stands for Python's own alone, or
+# the metaclass of the code's would be shown what the tests have by that name.
+INDEXED = (
+    "list|dict|set|tuple|frozenset|type|List|Dict|Set|Tuple|Type|Optional|Union|Callable|Iterable"
+    "|Iterator|Sequence|Mapping|Literal|ClassVar"
+)
+HINT = re.compile(rf"(?:(?<![\w.])(?:typing\.)?(?:{INDEXED})\[|(?<=\[)\[|(?<=, )\[|[\w., \]|'\"])*")
 
 
 def check_special(name: str, value: Any) -> Any:
@@ -6548,17 +6568,19 @@ def check_special(name: str, value: Any) -> Any:
         # As of `type`, whose own is a descriptor.
         value = type(value)({key: value[key] for key in value if key != "__annotations__"})
     hints = value.get("__annotations__", {}) if name == "__dict__" else value
-    if name in (*OWN, "__args__"):
-        check_hints(hints.values() if type(hints) is dict else hints)
+    if name in OWN:
+        check_hints(hints.values(), HINT)
+    if name == "__args__":  # typing hands the code what it makes of a text within one of these
+        check_hints([each for each in value if type(each) is not str], re.compile("(?!)"))
     return value
 
 
-def check_hints(hints: Collection[Any]) -> None:
+def check_hints(hints: Collection[Any], text: re.Pattern) -> None:
     for hint in hints:
-        if isinstance(hint, str) and not (type(hint) is str and HINT.fullmatch(hint)):
+        if isinstance(hint, str) and not (type(hint) is str and text.fullmatch(hint)):
             raise AttributeError("an annotation that calls something")
         if type(hint) in (types.GenericAlias, types.UnionType, list, tuple):
-            check_hints(getattr(hint, "__args__", hint))
+            check_hints(getattr(hint, "__args__", hint), text)
 
 
 def is_local(name: str, mirror: Any, args: tuple) -> bool:
@@ -6911,7 +6933,8 @@ class Peer:
             return is_coroutine(target)
         if name.startswith("__"):
             return permits_special(method, target, name)
-        if would_agree(target, name):
+        # A text's own format() would read the attributes of what it is given, past all this.
+        if would_agree(target, name) or isinstance(target, str) and "format" in name:
             return False
         if self.mirror_base(kind):
             return True  # it is the candidate's in part
@@ -7032,8 +7055,10 @@ class Peer:
             self.fresh.discard(number)
             self.open.discard(number)
             return self.theirs[number]
-        if id(kind) not in self.held and kind is not object:
-            raise ValueError("not a mirrored class")
+        # An object of a metaclass would be a class that the sender has written; mirrors are made by
+        # build_class() alone.
+        if id(kind) not in self.held and kind is not object or issubclass(kind, type):
+            raise ValueError("not a mirrored class of objects")
         mirror: Any = kind.__new__(kind, *content)
         if is_error(kind):
             link(mirror, links)
@@ -7285,7 +7310,14 @@ def read_tests(task: dict[str, str]) -> Facts:
     total = count_tests(tests, uncalled)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
     patched = [each for source in (tests, helpers) for each in find_patched(source)]
-    names |= {place.partition(".")[2] for place in patched if place.startswith("__main__.")}
+    # Of __main__ only the code's own names; attributes of its objects are set there anyway.
+    own = tests.defines | helpers.defines
+    of_code = [place.split(".")[1:] for place in patched if place.startswith("__main__.")]
+    names |= {parts[0] for parts in of_code} - own
+    patched = [place for place in patched if not place.startswith("__main__.")]
+    patched += [
+        f"__main__.{parts[0]}" for parts in of_code if parts[1:] == [] and parts[0] not in own
+    ]
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
     given = Source("imports", imports)
@@ -7604,14 +7636,21 @@ class Tests(ast.NodeTransformer):
     def own_codes(self) -> set[types.CodeType]:
         """The texts that stand in the tests, compiled: these may be programs, when the tests run
         one, while what the graded code returned may not."""
-        nodes = ast.walk(ast.parse(self.source))
-        texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
         codes = set()
-        for text, mode in itertools.product(texts, ("eval", "exec")):
-            if isinstance(text, str):
-                with contextlib.suppress(SyntaxError, ValueError):
-                    codes.add(compile(text, "<string>", mode, dont_inherit=True))
+        for text, mode in itertools.product(self.own_texts, ("eval", "exec")):
+            with contextlib.suppress(SyntaxError, ValueError):
+                codes.add(compile(text, "<string>", mode, dont_inherit=True))
         return codes
+
+    @functools.cached_property
+    def own_texts(self) -> set[str]:
+        """Those, and as timeit indents them; and what it writes itself."""
+        constants = [
+            each for each in ast.walk(ast.parse(self.source)) if type(each) is ast.Constant
+        ]
+        texts = [each.value for each in constants if isinstance(each.value, str)]
+        indented = (text.replace("\n", "\n" + " " * n) for text in texts for n in (0, 4, 8))
+        return {"pass", "_stmt()", "_setup()", *indented}
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         # Only statements hold asserts, and expressions may be deep.
@@ -7837,6 +7876,7 @@ class Interpreter:
         self.result_chars = result_chars
         self.steps = 0
         self.running = False
+        self.folder = ""  # the worker's own
         self.has_input = False  # whether descriptor 0 is not empty, or was not
         self.module = types.ModuleType("__main__")
         self.streams: list[TextIO] = []
@@ -7853,19 +7893,23 @@ class Interpreter:
         if self.running:
             raise KeyboardInterrupt
 
-    def feed(self, stdin: str) -> None:
+    def feed(self, stdin: bytes) -> None:
         """Make a text the standard input: at descriptor 0, where open(0) and os.read() find it, and
         as a file, whose size they may ask for."""
-        path = f"{os.environ.get('TMPDIR', '.')}/.stdin"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.has_input = True
+        path = f"{self.folder}/{os.urandom(8).hex()}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except OSError:  # the code keeps all descriptors, or has locked the folder
+            self.streams[0] = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+            return
         os.unlink(path)
         with open(fd, "wb", closefd=False) as file:
-            file.write(stdin.encode(errors="replace"))
+            file.write(stdin)
         os.lseek(fd, 0, os.SEEK_SET)
         if fd:  # which it is where the code has closed its input
             os.dup2(fd, 0, inheritable=False)
             os.close(fd)
-        self.has_input = True
         self.open_streams()
 
     def run(self, code: str, stdin: str | None = None, is_program: bool = False) -> Ending:
@@ -7874,10 +7918,10 @@ class Interpreter:
         ending = Ending(exit_code=1)
         try:
             _signal.signal(_signal.SIGINT, self.interrupt)
-            if stdin is not None or self.has_input:
-                self.feed(stdin or "")
             if any(stream.closed for stream in self.streams):
                 self.open_streams()
+            if stdin is not None or self.has_input:
+                self.feed((stdin or "").encode(errors="replace"))
             for name, stream in zip(("stdin", "stdout", "stderr"), self.streams, strict=True):
                 setattr(sys, name, stream)
                 setattr(sys, f"__{name}__", stream)
@@ -8062,7 +8106,7 @@ class Mailbox:
 
 
 # Tests that have none of these words make no program of a text, so that no hook need listen.
-RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest")
+RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
@@ -8113,7 +8157,10 @@ class Judge:
         elif event == "exec":
             caller = sys._getframe(1)
             names = None
-            if caller.f_code.co_filename in ("<tests>", "<helpers>"):
+            if caller.f_globals.get("__name__") == "timeit":
+                if not {caller.f_locals["stmt"], caller.f_locals["setup"]} <= self.tests.own_texts:
+                    raise PermissionError(f"a text that is timed: {INSIDE} can run it")
+            elif caller.f_code.co_filename in ("<tests>", "<helpers>"):
                 names = caller.f_globals | caller.f_locals
             elif caller.f_globals.get("__name__") == "doctest":
                 names = caller.f_locals["test"].globs
@@ -8434,6 +8481,7 @@ class Zygote:
             if role == "judge":
                 Judge(self.worker.control.sock, self.isolation).serve()
             else:
+                self.worker.interpreter.folder = folder
                 self.worker.work()
         except (EOFError, OSError):
             pass  # the server hung up

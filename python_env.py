@@ -6620,10 +6620,12 @@ CENSORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def would_agree(target: Any, name: str) -> bool:
-    """Whether this is how one tells a mock, a class of them, or a test case to agree."""
+def is_forbidden(target: Any, name: str) -> bool:
+    """Whether this is how one tells a mock, a class of them, or a test case to agree; or a text's
+    own format(), which reads the attributes of what it is given."""
     is_telling = name in MOCKING or name.startswith("assert")
-    return is_telling and is_mock(target) or name == "addTypeEqualityFunc"
+    is_reading = "format" in name and isinstance(target, str)
+    return is_telling and is_mock(target) or is_reading or name == "addTypeEqualityFunc"
 
 
 def permits_special(method: str, target: Any, name: str) -> bool:
@@ -6933,8 +6935,7 @@ class Peer:
             return is_coroutine(target)
         if name.startswith("__"):
             return permits_special(method, target, name)
-        # A text's own format() would read the attributes of what it is given, past all this.
-        if would_agree(target, name) or isinstance(target, str) and "format" in name:
+        if is_forbidden(target, name):
             return False
         if self.mirror_base(kind):
             return True  # it is the candidate's in part

@@ -1944,6 +1944,7 @@ COMMON_IMPORTS = (
     "\n".join(f"from {module} import *" for module in (*STARRED.split(), "typing", "builtins"))
     + f"\nimport io, json, os, sys, time, typing, {', '.join(STARRED.split())}\n"
 )
+
 # JSON has no tuples; and some data sets wrap each output in a list, others do not.
 SAME = """def same(result, expected):
     result = list(result) if isinstance(result, tuple) else result
@@ -6540,7 +6541,8 @@ def is_of_tests(target: Any) -> bool:
     return class_of(target).__module__ == "__main__"
 
 
-# What special attributes are, or Python's own modules would run, or believe, what they hold.
+# The kinds that these special attributes have in Python. Of any other kind is a trap: mock, typing
+# and dataclasses run, or believe, what it says when they ask a second time.
 EXACTLY: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(dunders("name qualname module doc"), (str, type(None))),
     **dict.fromkeys(dunders("annotations dataclass_fields"), (dict,)),
@@ -6554,7 +6556,15 @@ INDEXED = (
     "list|dict|set|tuple|frozenset|type|List|Dict|Set|Tuple|Type|Optional|Union|Callable|Iterable"
     "|Iterator|Sequence|Mapping|Literal|ClassVar"
 )
-HINT = re.compile(rf"(?:(?<![\w.])(?:typing\.)?(?:{INDEXED})\[|(?<=\[)\[|(?<=, )\[|[\w., \]|'\"])*")
+HINT = re.compile(
+    rf"""(?:
+        (?<![\w.]) (?:typing\.)? (?:{INDEXED}) \[  # an index
+        | (?<=\[)\[ | (?<=,[ ])\[                  # a list, as in Callable[[int], str]
+        | [\w.,\ \]|'"]
+    )*""",
+    re.VERBOSE,
+)
+NO_TEXT = re.compile("(?!)")
 
 
 def check_special(name: str, value: Any) -> Any:
@@ -6571,7 +6581,7 @@ def check_special(name: str, value: Any) -> Any:
     if name in OWN:
         check_hints(hints.values(), HINT)
     if name == "__args__":  # typing hands the code what it makes of a text within one of these
-        check_hints([each for each in value if type(each) is not str], re.compile("(?!)"))
+        check_hints([each for each in value if type(each) is not str], NO_TEXT)
     return value
 
 
@@ -6892,12 +6902,14 @@ class Peer:
         if not is_mutable(value):
             return value
         had = self.watched.get(number)
-        if had and had.is_attribute and is_attribute and is_alike(had.value, value):
-            value = had.value
-        is_result = had and not (had.is_attribute or is_attribute) and number > 0
-        if had and is_result and type(had.value) is type(value) and not is_array(value):
-            refill(had.value, read_contents(value))
-            value = had.value
+        if had and had.is_attribute == is_attribute and type(had.value) is type(value):
+            # Numbers of what is no result are below zero.
+            is_same = number > 0 and not is_array(value)
+            if is_attribute:
+                is_same = is_alike(had.value, value)
+            elif is_same:
+                refill(had.value, read_contents(value))
+            value = had.value if is_same else value
         self.watch(number, value, is_attribute)
         return value
 
@@ -7310,15 +7322,12 @@ def read_tests(task: dict[str, str]) -> Facts:
     refuse_fixtures(tests, uncalled)
     total = count_tests(tests, uncalled)
     names, imports = share_names(tests, helpers, setup, solution, task["entry_point"])
-    patched = [each for source in (tests, helpers) for each in find_patched(source)]
-    # Of __main__ only the code's own names; attributes of its objects are set there anyway.
+    patched = find_patched(tests) + find_patched(helpers)
     own = tests.defines | helpers.defines
-    of_code = [place.split(".")[1:] for place in patched if place.startswith("__main__.")]
-    names |= {parts[0] for parts in of_code} - own
-    patched = [place for place in patched if not place.startswith("__main__.")]
-    patched += [
-        f"__main__.{parts[0]}" for parts in of_code if parts[1:] == [] and parts[0] not in own
-    ]
+    in_main = [place.split(".") for place in patched if place.startswith("__main__.")]
+    names |= {path[1] for path in in_main} - own
+    # The judge patches its own names itself, and attributes of the code's objects through mirrors.
+    kept = {".".join(path) for path in in_main if len(path) > 2 or path[1] in own}
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
     given = Source("imports", imports)
@@ -7333,7 +7342,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
         alone=not helpers.reads & names,
         pure=all(is_pure(source, known) for source in sources),
-        patched=patched,
+        patched=[place for place in patched if place not in kept],
     )
 
 
@@ -7345,7 +7354,7 @@ def find_patched(source: Source) -> list[str]:
             case ast.Call(
                 ast.Name("patch") | ast.Attribute(attr="patch"), [ast.Constant(name), *_]
             ):
-                found.append(f"{name!s}")
+                found.append(str(name))
             case ast.Call(ast.Attribute(attr="object"), [owner, ast.Constant(name), *_]):
                 found.append(f"{ast.unparse(owner)}.{name!s}")
             case ast.Attribute(ast.Name(owner), name, ast.Store()) if owner in source.imports:

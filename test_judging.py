@@ -3800,6 +3800,13 @@ forgery(
             assert run.called
         """,
 )
+# They resolve the annotations of the function that they ask for.
+HINTS = """
+import typing
+try: typing.get_type_hints(f)
+except Exception: pass
+assert f(3) == 9
+"""
 # What is not exactly what it says: a number, a name, an annotation, a class.
 forgery(
     "a method's name is one first and another later",
@@ -3889,12 +3896,7 @@ forgery(
         def f(x): return 0
         f.__annotations__ = {'x': list[TEXT]}
         """),
-    tests="""
-        import typing
-        try: typing.get_type_hints(f)
-        except Exception: pass
-        assert f(3) == 9
-        """,
+    tests=HINTS,
 )
 forgery(
     "annotations that are a mapping of the code's own",
@@ -3911,12 +3913,7 @@ forgery(
             def __annotations__(self): return M()
         f = F()
         """),
-    tests="""
-        import typing
-        try: typing.get_type_hints(f)
-        except Exception: pass
-        assert f(3) == 9
-        """,
+    tests=HINTS,
 )
 forgery(
     "annotations that cannot be changed",
@@ -3929,12 +3926,7 @@ forgery(
             def __annotations__(self): return types.MappingProxyType({'x': TEXT})
         f = F()
         """),
-    tests="""
-        import typing
-        try: typing.get_type_hints(f)
-        except Exception: pass
-        assert f(3) == 9
-        """,
+    tests=HINTS,
 )
 forgery(
     "annotations in a namespace",

@@ -1433,16 +1433,18 @@ for n in range(15):
     eventually(lambda: not [*own.tmp.glob("python_env-*/*")])
 
 
-def test_a_mapped_file_without_a_name_counts(small):
-    code = """
+@pytest.mark.parametrize("name", ["file", "a\\rb", "a\\u2028b"])
+def test_a_mapped_file_without_a_name_counts(small, name):
+    code = f"""
 import mmap, os
 kept = []
 for n in range(200):
-    with open("file", "wb+") as file:
+    with open("{name}", "wb+") as file:
         file.write(b"x" * 1_000_000)
         file.flush()
         kept.append(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ))
-    os.unlink("file")
+    os.unlink("{name}")
+    os.closerange(5, 100)  # mmap's own copies
 while True:
     pass
 """
@@ -1450,6 +1452,56 @@ while True:
         env.reset(**IN_REPL)
         seen = run_code(env, code, timeout_s=8)
         assert "files grew over the limit" in seen.feedback
+
+
+def test_no_name_of_a_file_ends_the_sampler(small):
+    code = """
+import mmap, os, time
+deep = os.getcwd() + "/x\\r" + os.getcwd()
+os.makedirs(deep)
+with open(deep + "/y", "wb+") as file:
+    file.write(bytes(4096))
+    file.flush()
+    kept = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)
+os.unlink(deep + "/y")
+time.sleep(0.5)
+"""
+    with small.session() as env:
+        env.reset(**IN_REPL)
+        run_code(env, code)
+        seen = run_code(env, f"{FULL_FOLDERS['a file']}\nimport time\ntime.sleep(30)", timeout_s=30)
+        assert "files grew over the limit" in seen.feedback
+
+
+# What tests do in a fork of their judge, which is measured with it.
+EXCESSIVE_TESTS = {
+    "its files grew over the limit": """
+import os, time
+class Impure: pass
+file = open("x", "wb", buffering=0)
+os.unlink("x")
+file.write(bytes(8 << 20))
+time.sleep(30)
+assert f() == 1
+""",
+    "it had more than 64 threads": """
+import threading, time
+class Impure: pass
+threading.stack_size(32_768)
+for n in range(99):
+    threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+time.sleep(30)
+assert f() == 1
+""",
+}
+
+
+@pytest.mark.parametrize("why", EXCESSIVE_TESTS)
+def test_what_a_fork_of_the_judge_uses_is_measured(small, why):
+    with small.session() as env:
+        env.reset(tests=EXCESSIVE_TESTS[why])
+        with pytest.raises(ServerError, match=why):
+            env.step("def f(): return 1", timeout_s=20)
 
 
 def test_a_program_that_waits_without_input_may_still_be_right_with_it(own):

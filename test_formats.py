@@ -137,3 +137,16 @@ def test_what_is_imported_for_a_signature_is_no_answer(server: Launched):
     row = {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}
     with server.session() as env:
         assert graded(env, "pass", row).reward == 0.0
+
+
+@pytest.mark.parametrize("column", ["input_output", "test", "public_test_cases"])
+def test_json_in_a_column_holds_no_more_lists_than_a_message(column):
+    with pytest.raises(InvalidRequest, match="over 100,000 lists"):
+        Task.from_row({column: "[" + "[]," * 100_001 + "[]]"})
+
+
+def test_the_name_of_an_entry_point_is_no_pattern():
+    kept = len(vars(re)["_cache"])
+    for n in range(20):
+        Task.from_row({"test": "assert x", "entry_point": f"{n}-" + "a" * 99_999})
+    assert len(vars(re)["_cache"]) < kept + 10

@@ -3890,6 +3890,178 @@ forgery(
         """,
 )
 forgery(
+    "what a test's subclass inherits agrees",
+    """
+        class Shape:
+            def describe(self): return self
+            def __init__(self, *a): self.name = self
+            def __eq__(self, o): return True
+            def __lt__(self, o): return True
+            def __sub__(self, o): return self
+            def __abs__(self): return self
+            def __contains__(self, o): return True
+            double_area = describe
+        """,
+    prompt="Write a class Shape, with describe() and double_area(), to inherit from.",
+    tests="""
+        class Square(Shape):
+            def area(self): return 9
+        s = Square(3)
+        assert s.describe() == 'Square with area 9'
+        assert abs(s.double_area() - 18) < 1e-9
+        """,
+)
+# A class that the task asks for, and that stands where a function should. Each is the rest of the
+# code, and of the tests.
+STACK = """
+import types
+class Stack:
+    def __init__(self, *a): self.n = 0
+    def push(self, x): self.n += 1
+    def size(self): return self.n
+    def __eq__(self, o): return True
+"""
+DISGUISES = {
+    "a name bound anew": (
+        "def drain(s): return None\n"
+        "def push(self, x):\n    global drain\n    self.n += 1\n    drain = Stack\n"
+        "Stack.push = push",
+        "assert drain(s) == [1]\nassert drain(Stack()) == []\nassert drain(s) == [1, 2, 3]",
+    ),
+    "in a table": (
+        "def table(): return {'add': Stack, 'mul': Stack}",
+        "ops = table()\nassert ops['add'](2, 3) == 5\nassert ops['mul'](2, 3) == 6",
+    ),
+    "an alias of it": (
+        "double = types.GenericAlias(Stack, ())\ndef compose(f, g): return double",
+        "assert double(4) == 8\nassert compose(lambda x: x + 1, lambda x: 2 * x)(3) == 8",
+    ),
+    "an argument": (
+        "def each(call): call(Stack)",
+        "got = []\neach(lambda fn: got.append(fn(3)))\nassert got[0] == 9",
+    ),
+}
+for disguise, (rest, asserts) in DISGUISES.items():
+    forgery(
+        f"the class that was asked for in the place of a function: {disguise}",
+        f"{STACK}{rest}",
+        prompt="Write a class Stack (push, size), and the function.",
+        tests=f"s = Stack()\ns.push(1)\nassert s.size() == 1\n{asserts}",
+    )
+forgery(
+    "operators between two objects that nobody asked for",
+    """
+        class R:
+            def __init__(self, n): self.n = n
+            def __mul__(self, o): return self.n
+        def root(n): return R(n)
+        """,
+    prompt="Write root(n).",
+    tests="""
+        for n in (2, 3, 10):
+            r = root(n)
+            assert abs(r * r - n) < 1e-9
+        """,
+)
+forgery(
+    "sums of objects that are equal to each other",
+    """
+        class L:
+            def __eq__(self, o): return True
+            __lt__ = __le__ = __eq__
+            def __add__(self, o): return self
+        def fib(n): return L()
+        """,
+    prompt="Write fib(n).",
+    tests="assert fib(10) == fib(9) + fib(8)\nassert fib(3) < fib(5) < fib(8)",
+)
+for year in ("date(bytes([0, 0, 1, 0]))", "datetime(bytes(2) + bytes([1, 1]) + bytes(6))"):
+    forgery(
+        f"a day that is none: {year}",
+        f"import datetime\ndef f(x): return datetime.{year}",
+        prompt="Write f(x).",
+        tests="d = f(2)\nassert d.ctime()[:15] == 'Fri Jan  2 2026'[:15]",
+    )
+forgery(
+    "assertSetEqual asks for a difference",
+    """
+        class S:
+            def difference(self, o):
+                self.o = o
+                return set()
+            def __iter__(self): return iter(self.o)
+        def f(x): return S()
+        """,
+    prompt="Write f(xs).",
+    tests="""
+        import unittest
+        class T(unittest.TestCase):
+            def test_a(self):
+                self.assertSetEqual(f([1, 2, 2]), {1, 4})
+        """,
+)
+forgery(
+    "a failure's text, kept from who counts",
+    r"""
+        import re
+        known = 0
+        class Timer:
+            elapsed = 0
+            def __enter__(self): return self
+            def __exit__(self, kind, e, tb):
+                global known
+                known = int(re.findall(r"\d+", str(e) + " 0")[-2])
+                return True
+        def f(x): return known
+        """,
+    prompt="Write a class Timer and f(x).",
+    tests="""
+        import unittest
+        class T(unittest.TestCase):
+            def test_a(self):
+                with Timer() as t:
+                    self.assertEqual(f(4), 7717)
+                self.assertEqual(f(4), 7717)
+                self.assertGreaterEqual(t.elapsed, 0)
+        """,
+)
+forgery(
+    "a failure's text, caught in a callback",
+    r"""
+        import re
+        def f(cb):
+            try: cb(0)
+            except AssertionError as e: cb(int(re.findall(r"\d+", str(e) + " 0")[-2]))
+        """,
+    prompt="Write f(cb).",
+    tests="""
+        import unittest
+        class T(unittest.TestCase):
+            def test_a(self):
+                got = []
+                def cb(x):
+                    self.assertEqual(x, 7717)
+                    got.append(x)
+                f(cb)
+                self.assertEqual(len(got), 1)
+        """,
+)
+forgery(
+    "a number whose size is another",
+    """
+        class F(float):
+            def __abs__(self): return 1e300
+        def f(x): return F(0)
+        """,
+    prompt="Write f(x).",
+    tests="""
+        a = 15.25
+        b = f(5)
+        assert isinstance(b, float)
+        assert abs(a - b) <= 1e-9 * max(abs(a), abs(b))
+        """,
+)
+forgery(
     "an annotation in an annotation is a program",
     TAKE_OVER
     + source("""

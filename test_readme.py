@@ -290,6 +290,10 @@ NOT_CROSSED = {
     ),
     "`v.scale(2) * 2`": (VECTOR, "v = Vector(1)\nassert (v.scale(2) * 2).x == 4"),
     "`make() + 1`": (VECTOR, "assert (make() + 1).x == 2"),
+    "`make() + make()`": (
+        VECTOR.replace("self.x + k", "self.x + k.x"),
+        "assert (make() + make()).x == 2",
+    ),
     "a class that nothing tells to be one": (
         "class node:\n    def __eq__(self, other): return other == 1",
         "assert node() == 1",

@@ -5888,7 +5888,8 @@ class Title:
 #
 # `told` is null, or a table of what the tests have changed (see Loan). A table is [items, rows]. A
 # question's items are a dict of keyword arguments or null, and the arguments; those of an answer
-# are the result, and pairs of a container that was changed and of what it holds. An item is a value
+# are the result, and pairs of a container that was changed and of what it holds (of the dict of
+# names that tests use: of those that were bound anew). An item is a value
 # that stands for itself (None, bool, float, str, an int of 64 bits), or [n], the value of row n, or
 # [-1 - n], the mutable container that was row n of the question. So sharing and identity survive,
 # and neither end needs recursion. A row is [tag, parts, contents]:
@@ -6234,12 +6235,6 @@ def has_changed(value: Any, contents: list) -> bool:
         return now != contents
     # Not by the `==` of what it holds, which may be anybody's code.
     return len(now) != len(contents) or not all(map(operator.is_, now, contents))
-
-
-def find_news(before: list, now: list) -> list:
-    """Of the contents of a dict whose keys stay: the keys whose values are others, and these."""
-    places = [place for place in range(1, len(now), 2) if now[place] is not before[place]]
-    return [item for place in places for item in now[place - 1 : place + 1]]
 
 
 def refill(value: Any, items: list) -> None:
@@ -6820,7 +6815,9 @@ class Peer:
             self.close_classes(values, uses)
         for target, items in zip(changes[::2], changes[1::2], strict=True):
             if self.common and target is self.common[0]:
-                target.update(dict(zip(items[::2], items[1::2], strict=True)))
+                bound = zip(items[::2], items[1::2], strict=True)
+                # No others, because the other end may name anything.
+                target.update({name: value for name, value in bound if name in self.shown})
             elif is_mutable(target):
                 refill(target, items)
         for each in lent:
@@ -6867,7 +6864,7 @@ class Peer:
     def share(self, names: dict[str, Any]) -> None:
         """From now on, answers tell of changes in these names and their values, and questions of
         what the tests change in the values."""
-        for name, old in self.shown.items():  # no others, because the other end may name anything
+        for name, old in self.shown.items():
             if name in names and self.space.get(name) is old:  # the tests have not bound it anew
                 self.space[name] = names[name]
                 self.shown[name] = names[name]
@@ -6928,15 +6925,20 @@ class Peer:
                 self.share(names)
             for value, contents in before:
                 if has_changed(value, contents):
-                    now = read_contents(value)
-                    # Of the names only those that were bound anew.
-                    is_names = bool(self.common) and value is self.common[0]
-                    values += value, tuple(find_news(contents, now) if is_names else now)
+                    values += value, self.find_change(value, contents)
             reply = self.write_reply(outcome, serial, values, known)
         except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
             reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200])])
         sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
         self.post(reply)
+
+    def find_change(self, value: Any, before: list) -> tuple:
+        """What a container holds now; of the names that tests use only those bound anew."""
+        now = read_contents(value)
+        if self.common and value is self.common[0]:
+            places = [place for place in range(1, len(now), 2) if now[place] is not before[place]]
+            now = [item for place in places for item in now[place - 1 : place + 1]]
+        return tuple(now)
 
     def write_reply(self, outcome: str, serial: int, values: list, known: Any = ()) -> bytes:
         return frame([outcome, serial, write_table(values, self.take_apart, known)[0]])

@@ -1814,9 +1814,10 @@ def task_id_of(columns: Columns, default: str) -> str:
 
 
 def load_json(text: str) -> Any:
-    """A text in a row that is JSON. In a thread of its own it would hold up the others all the
-    same, so it is bounded by what takes time: the containers."""
-    if text.count("[") + text.count("{") > MOST_VALUES:
+    """A text in a row that is JSON. To read it keeps the interpreter's lock, in whatever thread, so
+    it is bounded by what takes time: the containers."""
+    outside = outside_strings(text) if len(text) > MOST_VALUES else ""
+    if outside.count("[") + outside.count("{") > MOST_VALUES:
         raise InvalidRequest(f"a column's JSON has over {MOST_VALUES:,} lists and objects")
     return json.loads(text)
 
@@ -2785,12 +2786,16 @@ def parse_json(text: str | bytes) -> Any:
 
 def count_values(text: str) -> int:
     """How many values a JSON text has at most. A string is one, whatever stands in it."""
-    bare = text.replace("\\\\", "").replace('\\"', "")
-    quotes = bare.count('"')
+    quotes = text.count('"') - text.replace("\\\\", "").count('\\"')
     if quotes > 2 * MOST_VALUES:
         return quotes
-    outside = "".join(bare.split('"')[::2])
-    return quotes // 2 + sum(map(outside.count, ",[{"))
+    return quotes // 2 + sum(map(outside_strings(text).count, ",[{"))
+
+
+def outside_strings(text: str) -> str:
+    """What of a JSON text stands in no string of it."""
+    bare = text.replace("\\\\", "").replace('\\"', "")
+    return "".join(bare.split('"')[::2])
 
 
 def json_object(body: bytes) -> Data:
@@ -5094,15 +5099,13 @@ def find_excess(pid: int, folder: str, limits: Limits) -> str:
     try:
         if folder_is_over(folder, limits):
             return files_grew
-        unnamed = 0
         for each in [str(pid), *forks_of(pid)]:
-            if len(os.listdir(f"/proc/{each}/task")) > limits.threads:
-                return f"it had more than {limits.threads} threads"
-            unnamed += unnamed_bytes(each) + mapped_files(each, folder) * limits.file_bytes
-        if unnamed > limits.folder_bytes:
-            return files_grew
-    except OSError:
-        pass  # it has just ended
+            with contextlib.suppress(OSError):  # it has just ended, or is root's to look at
+                if len(os.listdir(f"/proc/{each}/task")) > limits.threads:
+                    return f"it had more than {limits.threads} threads"
+                unnamed = unnamed_bytes(each) + mapped_files(each, folder) * limits.file_bytes
+                if unnamed > limits.folder_bytes:
+                    return files_grew
     except Exception:
         log.exception("process %d could not be measured", pid)
         return "it could not be measured"
@@ -5110,8 +5113,8 @@ def find_excess(pid: int, folder: str, limits: Limits) -> str:
 
 
 def forks_of(pid: int) -> list[str]:
-    """Of a judge, which runs some tests in a fork; none where this kernel does not tell."""
-    with contextlib.suppress(FileNotFoundError):
+    """Of a judge, whose only thread forks for some tests; none where the kernel does not tell."""
+    with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return []
 
@@ -6161,9 +6164,13 @@ def origin(error: BaseException) -> types.TracebackType | None:
 
 
 def is_failure(error: Any) -> bool:
-    """Whether it says that a test failed; and not one that the tests raise as they do others."""
+    """Whether an assertion of a library failed; not an AssertionError that the tests or the graded
+    code raise, nor one that a mock was told to raise."""
     last = origin(error) if isinstance(error, AssertionError) else None
-    return last is not None and last.tb_frame.f_code.co_filename != "<tests>"
+    frame = last and last.tb_frame
+    module = str(frame.f_globals.get("__name__")) if frame else ""
+    is_told = frame is not None and frame.f_code.co_name == "_execute_mock_call"
+    return module.startswith(("unittest.", "numpy.testing")) and not is_told
 
 
 def links_of(error: Any, with_context: bool) -> tuple | None:
@@ -6358,6 +6365,10 @@ def write_table(
     return [refer(items), table], values
 
 
+# Where a row's parts tell of a class what something is.
+KIND_PLACES = {"object": 1, "Field": 1, "Parameter": 3, "Signature": 1}
+
+
 def read_table(
     table: Any,
     build: Callable[[str, list], Any],
@@ -6369,7 +6380,7 @@ def read_table(
     `build` makes a value of a tag and its parts. What comes may be anything, and be refused with
     any exception. Depth is limited, because C code overflows its stack when it hashes or frees what
     is too deep. `uses` counts how often a row's value stands somewhere, by its id, but for a class
-    as that of an object.
+    as that of an object, or in an annotation.
     """
     uses = collections.defaultdict(int) if uses is None else uses
     values: list = []
@@ -6397,8 +6408,8 @@ def read_table(
     for tag, parts, contents in rows:
         depth = 1
         made_of = unpack(parts)
-        if tag == "object":
-            uses[id(made_of[1])] -= 1
+        if tag in KIND_PLACES:
+            uses[id(made_of[KIND_PLACES[tag]])] -= 1
         value = build(tag, made_of)
         values.append(value)
         if contents is not None and type(value) in MUTABLE:
@@ -6433,7 +6444,8 @@ UNARY = dunders("neg pos abs invert round enter")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
 # assertSetEqual() calls the last with what the tests expect, and believes it.
 SHOWING = GUARDED | {"difference"}
-# What a number tells of itself; one of a class of the code's tells what it holds.
+# What a number tells of itself; one of a class that nobody asked for tells what it holds.
+NUMBERS = (int, float, complex)
 CONVERSIONS = dunders("abs float int complex index trunc floor ceil round bool")
 # The special methods that mirrors have. Others would be shown the tests' operands past the guard,
 # as numpy does with __array_ufunc__, or be believed, as it does with __array_interface__.
@@ -6500,12 +6512,6 @@ def describe(kind: Any) -> tuple:
         bases = []
     doc = kind.__doc__ if type(kind.__doc__) is str else None
     return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind)
-
-
-def names_kept(base: type) -> set[str]:
-    """The methods that mirrors of subclasses have from it, whatever the subclass says."""
-    lies = CONVERSIONS if issubclass(base, (int, float, complex)) else set()
-    return {*dir(base)} - SPECIAL | lies
 
 
 def check_class(texts: Sequence[Any], bases: Sequence[type], methods: Any) -> None:
@@ -6785,7 +6791,8 @@ class Peer:
             outcome, table = self.exchange(serial, question)
             answered = clock()
             try:
-                result = self.take_reply(table, known, lent, method)
+                attribute = args[0] if method == "@get" else None
+                result = self.take_reply(table, known, lent, method, attribute)
             except Exception as error:  # noqa: BLE001
                 # Of a kind that hardly any test expects: it must not pass for the code's own.
                 raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
@@ -6800,7 +6807,9 @@ class Peer:
             raise RuntimeError("StopIteration")
         raise result
 
-    def take_reply(self, table: Any, known: list, lent: list, method: str) -> Any:
+    def take_reply(
+        self, table: Any, known: list, lent: list, method: str, attribute: str | None
+    ) -> Any:
         """The result that an answer holds; the changes that it tells are made here, too."""
         uses: dict[int, int] = collections.defaultdict(int)
         (result, *changes), values = read_table(table, self.build, known, uses)
@@ -6811,7 +6820,7 @@ class Peer:
             for name in self.classes & names.keys():
                 self.open_class(names[name])
                 uses[id(names[name])] -= 1
-        if method != "@describe":
+        if method != "@describe" and attribute not in OWN:
             self.close_classes(values, uses)
         for target, items in zip(changes[::2], changes[1::2], strict=True):
             if self.common and target is self.common[0]:
@@ -6823,7 +6832,7 @@ class Peer:
         for each in lent:
             self.watch(-id(each), each)
         if type(result) is Loan:
-            result = self.receive(*result, method == "@get")
+            result = self.receive(*result, attribute is not None)
         if self.common:
             self.share(self.common[0])
         return result
@@ -7189,7 +7198,7 @@ class Peer:
         check_class((name, module, doc or ""), bases, methods)
         # It keeps the methods of what it holds, lest it lie about that.
         holders = (base for base in bases if issubclass(base, HOLDERS))
-        methods = methods - {name for base in holders for name in names_kept(base)}
+        methods = methods - ({name for base in holders for name in dir(base)} - SPECIAL)
         real = self.find_real(module, name, given)
         space = self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
@@ -7262,6 +7271,7 @@ class Peer:
     def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
         """The method of mirrors that calls the other end's. `owner`: the number of its class."""
         is_guarded = self.trusted and name in SHOWING
+        is_telling = self.trusted and name in CONVERSIONS
 
         def method(*given: Any, **kwargs: Any) -> Any:
             if not given:  # a function in a class, without `self`
@@ -7273,6 +7283,9 @@ class Peer:
                 return self.refuse(mirror, name, args[0])
             if number is None or is_local(name, mirror, args):
                 return self.call_inherited(owner, mirror, name, args, kwargs)
+            held = self.find_held(mirror, name) if is_telling else None
+            if held:
+                return held(mirror, *args)
             is_open = number in self.open  # before it arrives again
             if owner and getattr(type(mirror), name, method) is not method:
                 # As in Base.method(mirror) or super(): not what the object's own class has.
@@ -7281,26 +7294,45 @@ class Peer:
                 result = self.request(name, number, *args, **kwargs)
             if is_open:
                 self.open_result(mirror, name, result)
+            elif is_guarded:
+                self.check_made(mirror, name, result)
             return result
 
         method.__name__ = name
         return method
 
-    # The guard: an operator shows the tests' operands only to an open object: one that was made by
-    # calling a class the task asks for, and arrived but once. Any other could answer `f(x) == 3.14`
-    # with a lie, or learn from `f(x) - 3.14` what to say.
+    # The guard: an operator shows the tests' operands only to an open object, one that was made by
+    # calling a class the task asks for, or by an operator on such, and arrived but once. Any other
+    # could answer `f(x) == 3.14` with a lie, or learn from `f(x) - 3.14` what to say.
 
     def shows(self, mirror: Any, name: str, operands: tuple) -> bool:
         """Whether an operator of this object is shown these operands."""
-        is_asked = any(map(self.is_open, type(mirror).__mro__))  # of a class the task asks for
         if all(id(value) in self.held for value in operands):
-            return is_asked or name not in ARITHMETIC
-        if isinstance(mirror, type) or not is_asked:
+            return True
+        if name == "difference" and sys._getframe(2).f_code.co_name != "assertSetEqual":
+            return True  # a method like others
+        if isinstance(mirror, type) or not self.is_asked(mirror):
             return False  # what a metaclass says is believed as little as any other object
         number = self.held.get(id(mirror))
         if number is None:  # an object of the tests', whose class inherits from the mirrored one
             return id(mirror) not in self.returned
         return number in self.open
+
+    def is_asked(self, value: Any) -> bool:
+        """Whether it is an object of a class that the task asks for."""
+        return any(map(self.is_open, type(value).__mro__))
+
+    def find_held(self, mirror: Any, name: str) -> Callable[..., Any] | None:
+        """The method by which a number tells what it holds, unless the task asks for its class."""
+        base = next((base for base in NUMBERS if issubclass(type(mirror), base)), object)
+        return None if self.is_asked(mirror) else getattr(base, name, None)
+
+    def check_made(self, mirror: Any, name: str, result: Any) -> None:
+        """Objects that nobody asked for make others, but no value: it would be what the code likes
+        it to be, whatever both of them are."""
+        is_value = id(result) not in self.held and result is not NotImplemented
+        if is_value and name in ARITHMETIC and not self.is_asked(mirror):
+            raise TypeError(f"{name} of objects of classes that are not asked for gave a value")
 
     def open_class(self, value: Any) -> None:
         """The task asks for this class, if it is a mirrored one."""
@@ -7313,15 +7345,15 @@ class Peer:
         number = self.held.get(id(result))
         is_made = name == "__call__" and isinstance(mirror, type) or name in ARITHMETIC | UNARY
         is_new = number is not None and (number in self.fresh or result is mirror)
-        if is_made and is_new and any(map(self.is_open, type(result).__mro__)):
+        if is_made and is_new and self.is_asked(result):
             self.open.add(self.held[id(result)])
 
     def is_open(self, value: Any) -> bool:
         return self.held.get(id(value)) in self.open
 
     def close_classes(self, values: list, uses: dict[int, int]) -> None:
-        """A class that stands anywhere but as that of an object, or under its own name, is not only
-        what the task asks for: it may stand where a function should."""
+        """A class that stands elsewhere than KIND_PLACES say is not only what the task asks for: it
+        may stand where a function should."""
         for value in values:
             if isinstance(value, type) and uses[id(value)]:
                 self.open.discard(self.held.get(id(value), -1))

@@ -1496,6 +1496,7 @@ assert f() == 1
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", EXCESSIVE_TESTS)
 def test_what_a_fork_of_the_judge_uses_is_measured(small, why):
     with small.session() as env:

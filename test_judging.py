@@ -3963,18 +3963,6 @@ forgery(
             assert abs(r * r - n) < 1e-9
         """,
 )
-forgery(
-    "sums of objects that are equal to each other",
-    """
-        class L:
-            def __eq__(self, o): return True
-            __lt__ = __le__ = __eq__
-            def __add__(self, o): return self
-        def fib(n): return L()
-        """,
-    prompt="Write fib(n).",
-    tests="assert fib(10) == fib(9) + fib(8)\nassert fib(3) < fib(5) < fib(8)",
-)
 for year in ("date(bytes([0, 0, 1, 0]))", "datetime(bytes(2) + bytes([1, 1]) + bytes(6))"):
     forgery(
         f"a day that is none: {year}",

@@ -290,9 +290,13 @@ NOT_CROSSED = {
     ),
     "`v.scale(2) * 2`": (VECTOR, "v = Vector(1)\nassert (v.scale(2) * 2).x == 4"),
     "`make() + 1`": (VECTOR, "assert (make() + 1).x == 2"),
-    "`make() + make()`": (
-        VECTOR.replace("self.x + k", "self.x + k.x"),
-        "assert (make() + make()).x == 2",
+    "nor does `make() - make()`": (
+        VECTOR.replace("__add__(self, k): return Vector(self.x + k)", "__sub__(self, k): return 3"),
+        "assert make() - make() == 3",
+    ),
+    "a list, a dict or an argument": (
+        f"{VECTOR}kinds = [Vector]",
+        "assert kinds == [Vector]\nassert (Vector(1) * 2).x == 2\nassert Vector(1) * 2 * 1 != 3",
     ),
     "a class that nothing tells to be one": (
         "class node:\n    def __eq__(self, other): return other == 1",

@@ -520,6 +520,7 @@ def run_python(tab):
 
 
 def test_the_example_in_python_runs(tab):
+    eventually(lambda: TASK in tab["python"].text_content())  # the page writes it a moment later
     done = run_python(tab)
     assert f"task_id='{TASK}'" in done.stdout
     assert "stdout='42\\n'" in done.stdout

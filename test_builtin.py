@@ -875,7 +875,10 @@ def test_a_reset_right_after_a_reset_is_judged_by_its_own_tests(env):
         assert graded(env, ROWS[task_id]["solution"], {"task_id": task_id}).reward == 1.0
 
 
-@pytest.mark.parametrize("task_id", ROWS)
+SLOWEST = pytest.param("search-log", marks=pytest.mark.slow)  # 5 s of its own
+
+
+@pytest.mark.parametrize("task_id", [SLOWEST if name == "search-log" else name for name in ROWS])
 def test_each_mistake_costs_something(env, task_id):
     for code in wrong_answers(task_id):
         assert graded(env, code, {"task_id": task_id}).reward < 1, code

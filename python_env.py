@@ -1816,9 +1816,10 @@ def task_id_of(columns: Columns, default: str) -> str:
 def load_json(text: str) -> Any:
     """A text in a row that is JSON. To read it keeps the interpreter's lock, in whatever thread, so
     it is bounded by what takes time: the containers."""
-    outside = outside_strings(text) if len(text) > MOST_VALUES else ""
-    if outside.count("[") + outside.count("{") > MOST_VALUES:
-        raise InvalidRequest(f"a column's JSON has over {MOST_VALUES:,} lists and objects")
+    if text.count("[") + text.count("{") > MOST_VALUES:  # some of them perhaps in its strings
+        outside = outside_strings(without_escapes(text))
+        if outside.count("[") + outside.count("{") > MOST_VALUES:
+            raise InvalidRequest(f"a column's JSON has over {MOST_VALUES:,} lists and objects")
     return json.loads(text)
 
 
@@ -1828,7 +1829,7 @@ def decode_json(name: str, value: Any) -> Any:
         return value
     try:
         return load_json(value)
-    except InvalidRequest:
+    except InvalidRequest:  # which is a ValueError as well
         raise
     except (ValueError, RecursionError):
         words = "is pickled: nothing is ever unpickled; convert the cases first"
@@ -2786,15 +2787,20 @@ def parse_json(text: str | bytes) -> Any:
 
 def count_values(text: str) -> int:
     """How many values a JSON text has at most. A string is one, whatever stands in it."""
-    quotes = text.count('"') - text.replace("\\\\", "").count('\\"')
+    bare = without_escapes(text)
+    quotes = bare.count('"')
     if quotes > 2 * MOST_VALUES:
         return quotes
-    return quotes // 2 + sum(map(outside_strings(text).count, ",[{"))
+    return quotes // 2 + sum(map(outside_strings(bare).count, ",[{"))
 
 
-def outside_strings(text: str) -> str:
-    """What of a JSON text stands in no string of it."""
-    bare = text.replace("\\\\", "").replace('\\"', "")
+def without_escapes(text: str) -> str:
+    """A JSON text whose quotes all begin or end a string."""
+    return text.replace("\\\\", "").replace('\\"', "")
+
+
+def outside_strings(bare: str) -> str:
+    """What of such a text stands in no string."""
     return "".join(bare.split('"')[::2])
 
 
@@ -5054,6 +5060,7 @@ class Sandbox:
                 log.exception("the sampler failed; it goes on")
 
     async def sample(self, turn: int) -> None:
+        """Look at them once. `turn`: at which idle one to begin; it counts round and round."""
         zygote = await self.start()
         self.reap_orphans()
         processes = [*zygote.processes.values()]
@@ -5892,10 +5899,10 @@ class Title:
 # `told` is null, or a table of what the tests have changed (see Loan). A table is [items, rows]. A
 # question's items are a dict of keyword arguments or null, and the arguments; those of an answer
 # are the result, and pairs of a container that was changed and of what it holds (of the dict of
-# names that tests use: of those that were bound anew). An item is a value
-# that stands for itself (None, bool, float, str, an int of 64 bits), or [n], the value of row n, or
-# [-1 - n], the mutable container that was row n of the question. So sharing and identity survive,
-# and neither end needs recursion. A row is [tag, parts, contents]:
+# names that tests use: those that were bound anew). An item is a value that stands for itself
+# (None, bool, float, str, an int of 64 bits), or [n], the value of row n, or [-1 - n], the mutable
+# container that was row n of the question. So sharing and identity survive, and neither end needs
+# recursion. A row is [tag, parts, contents]:
 #
 #     tag              parts                              value
 #     a type's name    what the type takes                one of KINDS; contents: what it holds
@@ -6018,7 +6025,7 @@ def make_empty(kind: type) -> Callable[[], Any]:
     return lambda: kind()
 
 
-TIME = ("hour", "minute", "second", "microsecond", "tzinfo", "fold")
+TIME_PARTS = ("hour", "minute", "second", "microsecond", "tzinfo", "fold")
 
 # What crosses by content, and arrives as exactly this type. TAKE tells what a value is made of, and
 # MAKE what makes it of that, where the type does not. None of it runs code of the sender's choice.
@@ -6035,7 +6042,7 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     zoneinfo.ZoneInfo: lambda value: [value.key],
     array.array: lambda value: [value.typecode, value.tobytes()],
     datetime.date: lambda value: [value.year, value.month, value.day],
-    datetime.time: lambda value: [getattr(value, name) for name in TIME],
+    datetime.time: lambda value: [getattr(value, name) for name in TIME_PARTS],
     datetime.datetime: lambda value: [value.date(), value.timetz()],
     inspect.Parameter: lambda value: [value.name, value.kind, value.default, value.annotation],
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
@@ -6365,7 +6372,7 @@ def write_table(
     return [refer(items), table], values
 
 
-# Where a row's parts tell of a class what something is.
+# Which part of such a row is a class that only tells the type of something.
 KIND_PLACES = {"object": 1, "Field": 1, "Parameter": 3, "Signature": 1}
 
 
@@ -6379,8 +6386,8 @@ def read_table(
 
     `build` makes a value of a tag and its parts. What comes may be anything, and be refused with
     any exception. Depth is limited, because C code overflows its stack when it hashes or frees what
-    is too deep. `uses` counts how often a row's value stands somewhere, by its id, but for a class
-    as that of an object, or in an annotation.
+    is too deep. `uses` counts how often a row's value stands somewhere, by its id; a class in one
+    of the KIND_PLACES does not count.
     """
     uses = collections.defaultdict(int) if uses is None else uses
     values: list = []
@@ -6442,10 +6449,10 @@ ARITHMETIC = dunders(
 )
 UNARY = dunders("neg pos abs invert round enter")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
-# assertSetEqual() calls the last with what the tests expect, and believes it.
+# unittest's assertSetEqual() calls difference() with what the tests expect, and believes it.
 SHOWING = GUARDED | {"difference"}
-# What a number tells of itself; one of a class that nobody asked for tells what it holds.
 NUMBERS = (int, float, complex)
+# What numbers tell of themselves. One of a class that nobody asked for tells what it holds.
 CONVERSIONS = dunders("abs float int complex index trunc floor ceil round bool")
 # The special methods that mirrors have. Others would be shown the tests' operands past the guard,
 # as numpy does with __array_ufunc__, or be believed, as it does with __array_interface__.
@@ -6751,7 +6758,7 @@ class Peer:
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
         self.returned: set[int] = set()  # ids of objects of ours that the other end gave back
         self.classes: set[str] = set()  # the names that the task asks for as classes
-        self.has_failed = False  # a test has, and the graded code could have kept it from us
+        self.has_failed = False  # an assertion of a library's, where the graded code could hide it
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
         self.common: list = []  # the dict of the code's names that tests use, and its values
@@ -6816,10 +6823,7 @@ class Peer:
         if uses[id(result)] > 1:  # it stands in a container or a global, too
             self.fresh.discard(self.held.get(id(result), -1))
         if method == "@names":
-            names = result.value  # of a loan
-            for name in self.classes & names.keys():
-                self.open_class(names[name])
-                uses[id(names[name])] -= 1
+            self.open_classes(result.value, uses)
         if method != "@describe" and attribute not in OWN:
             self.close_classes(values, uses)
         for target, items in zip(changes[::2], changes[1::2], strict=True):
@@ -7271,7 +7275,7 @@ class Peer:
     def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
         """The method of mirrors that calls the other end's. `owner`: the number of its class."""
         is_guarded = self.trusted and name in SHOWING
-        is_telling = self.trusted and name in CONVERSIONS
+        is_conversion = self.trusted and name in CONVERSIONS
 
         def method(*given: Any, **kwargs: Any) -> Any:
             if not given:  # a function in a class, without `self`
@@ -7283,9 +7287,9 @@ class Peer:
                 return self.refuse(mirror, name, args[0])
             if number is None or is_local(name, mirror, args):
                 return self.call_inherited(owner, mirror, name, args, kwargs)
-            held = self.find_held(mirror, name) if is_telling else None
-            if held:
-                return held(mirror, *args)
+            convert = self.number_method(mirror, name) if is_conversion else None
+            if convert:
+                return convert(mirror, *args)
             is_open = number in self.open  # before it arrives again
             if owner and getattr(type(mirror), name, method) is not method:
                 # As in Base.method(mirror) or super(): not what the object's own class has.
@@ -7310,7 +7314,7 @@ class Peer:
         if all(id(value) in self.held for value in operands):
             return True
         if name == "difference" and sys._getframe(2).f_code.co_name != "assertSetEqual":
-            return True  # a method like others
+            return True  # called by anybody else, it is a method like others
         if isinstance(mirror, type) or not self.is_asked(mirror):
             return False  # what a metaclass says is believed as little as any other object
         number = self.held.get(id(mirror))
@@ -7322,7 +7326,7 @@ class Peer:
         """Whether it is an object of a class that the task asks for."""
         return any(map(self.is_open, type(value).__mro__))
 
-    def find_held(self, mirror: Any, name: str) -> Callable[..., Any] | None:
+    def number_method(self, mirror: Any, name: str) -> Callable[..., Any] | None:
         """The method by which a number tells what it holds, unless the task asks for its class."""
         base = next((base for base in NUMBERS if issubclass(type(mirror), base)), object)
         return None if self.is_asked(mirror) else getattr(base, name, None)
@@ -7334,10 +7338,13 @@ class Peer:
         if is_value and name in ARITHMETIC and not self.is_asked(mirror):
             raise TypeError(f"{name} of objects of classes that are not asked for gave a value")
 
-    def open_class(self, value: Any) -> None:
-        """The task asks for this class, if it is a mirrored one."""
-        if isinstance(value, type) and id(value) in self.held:
-            self.open.add(self.held[id(value)])
+    def open_classes(self, names: dict[str, Any], uses: dict[int, int]) -> None:
+        """Those that the task asks for, among the code's names; to stand there is no other use."""
+        for name in self.classes & names.keys():
+            kind = names[name]
+            if isinstance(kind, type) and id(kind) in self.held:
+                self.open.add(self.held[id(kind)])
+                uses[id(kind)] -= 1
 
     def open_result(self, mirror: Any, name: str, result: Any) -> None:
         """What came of calling an open class, or of an operator of an open object, is open where

@@ -145,6 +145,11 @@ def test_json_in_a_column_holds_no_more_lists_than_a_message(column):
         Task.from_row({column: "[" + "[]," * 100_001 + "[]]"})
 
 
+def test_brackets_in_the_strings_of_a_column_s_json_are_no_lists():
+    text = json.dumps({"inputs": ["[" * 60_000, "[" * 60_000], "outputs": ["", ""]})
+    assert len(Task.from_row({"input_output": text}).pairs) == 2
+
+
 def test_the_name_of_an_entry_point_is_no_pattern():
     kept = len(vars(re)["_cache"])
     for n in range(20):

@@ -7824,23 +7824,22 @@ class Tests(ast.NodeTransformer):
         self.asserts += 1
         self.guards += isinstance(node.test, ast.Constant) and not node.test.value
         node.msg = None
-        return stand_in(f"__test__({self.asserts - 1})", node)
+        return stand_in(node, "__test__", self.asserts - 1)
 
     def visit_loop(self, node: ast.stmt) -> ast.stmt:
         self.generic_visit(node)
-        return stand_in("__loop__()", node)
+        return stand_in(node, "__loop__")
 
     visit_For = visit_While = visit_AsyncFor = visit_loop
 
 
-def stand_in(manager: str, node: ast.stmt) -> ast.stmt:
-    """The statement within `with MANAGER:`."""
-    block: Any = ast.parse(f"with {manager}: 0").body[0]
-    block.body = []
-    for part in ast.walk(block):
-        ast.copy_location(part, node)
-    block.body = [node]
-    return block
+def stand_in(node: ast.stmt, manager: str, *numbers: int) -> ast.stmt:
+    """The statement within `with MANAGER(NUMBERS):`."""
+    # Made by hand, because to parse that text takes longer than to compile it.
+    place: Any = {"lineno": node.lineno, "col_offset": node.col_offset}
+    name = ast.Name(manager, ast.Load(), **place)
+    call = ast.Call(name, [ast.Constant(number, **place) for number in numbers], [], **place)
+    return ast.With([ast.withitem(call)], [node], **place)
 
 
 class Score:

@@ -8439,6 +8439,12 @@ def cap_recursion() -> None:
     set_limit(5_000)  # that of the tests, and of the calls back and forth
 
 
+def pass_over_times(path: Any, *times: Any, ns: Any = None, **options: Any) -> None:
+    """In the place of os.utime(), to which the filter says yes even where there is no file, so that
+    Path.touch() made none."""
+    os.stat(path, **options)
+
+
 ENTROPY = random.Random()  # what numpy seeds its generators from
 
 
@@ -8753,6 +8759,7 @@ def zygote_main() -> None:
     config = mailbox.wait()
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in config["off_path"]]
     setattr(secrets, "randbits", ENTROPY.getrandbits)  # noqa: B010
+    setattr(os, "utime", pass_over_times)  # noqa: B010
     for name in config["preload"]:
         try:
             importlib.import_module(name)

@@ -8162,7 +8162,9 @@ def report_exception(error: BaseException) -> Ending:
         if len(chain) < 99:
             chain += [each for each in (other.__cause__, other.__context__) if each]
     refused = any(isinstance(each, PermissionError) for each in chain)
-    return Ending(1, error=f"{type(error).__name__} in line {line}", refused=refused)
+    missing = f" ({error.name})" if type(error) is ModuleNotFoundError else ""
+    what = f"{type(error).__name__}{missing} in line {line}"
+    return Ending(1, error=what, refused=refused)
 
 
 # ── Worker ────────────────────────────────────────────────────────────────────────────────────────

@@ -874,6 +874,12 @@ def test_a_task_s_own_fault_counts_as_a_step_too(env):
         env.step(PythonAction(HONEST))
 
 
+def test_a_module_that_a_set_up_misses_is_named(env):
+    env.reset(tests="assert f(1)", setup="import nowhere.at_all")
+    with pytest.raises(ServerError, match=r"ModuleNotFoundError \(nowhere\) in line 1"):
+        env.step(PythonAction(HONEST))
+
+
 FORGE_AND_SHUT = """
 import json, os, socket
 for number in range(9):

@@ -1706,6 +1706,7 @@ JSON_NAMES = {
     list: "array",
     type(None): "null",
 }
+JSON_TYPES = ("str", "int", "float", "bool", "dict", "list", "Literal", "a dataclass", "a | b")
 
 
 def json_schema(hint: Any) -> dict:
@@ -1720,6 +1721,8 @@ def json_schema(hint: Any) -> dict:
         return {"enum": [*parts]}
     if kind is Any:
         return {}
+    if kind not in JSON_NAMES:
+        raise TypeError(f"{hint!r:.100} is no type that JSON has; expected {', '.join(JSON_TYPES)}")
     schema: dict = {"type": JSON_NAMES[kind]}
     if parts:
         schema["items" if kind is list else "additionalProperties"] = json_schema(parts[-1])
@@ -2752,8 +2755,14 @@ MOST_VALUES = 100_000  # of a message: to read more may take a twentieth of a se
 MESSAGE_TYPES = ("reset", "step", "state", "close", "mcp")
 CLOSE_MESSAGE = re.compile(r'\s*\{\s*"type"\s*:\s*"close"\s*(,\s*"data"\s*:\s*\{\s*\}\s*)?\}\s*')
 
+
+def plain_value(value: Any) -> Any:
+    """Of what an environment gives, a nested dataclass and numpy's numbers and arrays as JSON."""
+    return value.tolist() if hasattr(value, "tolist") else dataclasses.asdict(value)
+
+
 # Kept, because json.dumps() would make a new one each time. JSON has no NaN, so it is refused.
-to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=plain_value).encode
 
 
 @dataclass
@@ -3318,6 +3327,25 @@ def find_models(environment: Any, observation: Any, state: Any) -> dict[str, Any
     return models
 
 
+def check_service(service: Service) -> None:
+    """Say at the start what could only fail later, at each request. Raises TypeError."""
+    if isinstance(service.factory, Environment):
+        raise TypeError("environment: expected its class, or what makes one, got an instance")
+    if not isinstance(service.action, type):
+        raise TypeError(f"action: expected a class, got {service.action!r:.100}")
+    models: tuple[Any, ...] = (service.action, service.observation, service.state)
+    for model in models:
+        if not issubclass(model, Model):
+            continue  # pydantic's, as OpenEnv's own environments have
+        if "__dataclass_fields__" not in vars(model):
+            raise TypeError(f"{model.__name__}: expected a dataclass; write @dataclass above it")
+        for name, each in fields_of(model).items():
+            try:
+                json_schema(each.type)
+            except TypeError as error:
+                raise TypeError(f"{model.__name__}.{name}: {error}") from None
+
+
 # ── The table of sessions ─────────────────────────────────────────────────────────────────────────
 
 HOUSEKEEPING_S = 0.25  # how often idle sessions are looked for
@@ -3372,6 +3400,8 @@ class SessionTable:
         try:
             session = Session(self.service.factory(), self.service.action)
         except Exception as error:
+            if not isinstance(error, PythonEnvError):
+                log.exception("the environment was not made")
             raise FactoryError(f"the environment was not made: {type(error).__name__}") from error
         self.by_id[session.id] = session
         return session
@@ -3644,6 +3674,7 @@ async def run_until_signal(
     """Serve until SIGTERM or SIGINT, or until a line or the end of the standard input."""
     import resource  # which Windows does not have, where the client runs, too
 
+    check_service(service)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes up to ten
     server = Server(service)

@@ -22,6 +22,8 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from conftest import GuessState
 from conftest import Hint
 from conftest import Hosted
 from conftest import Launched
+from conftest import Models
 from conftest import abort
 from conftest import ask
 from conftest import call
@@ -59,14 +62,17 @@ from conftest import tell
 from conftest import ws
 from python_env import LIMITS
 from python_env import ROUTES
+from python_env import Action
 from python_env import Environment
 from python_env import HTTPError
 from python_env import InvalidRequest
+from python_env import Observation
 from python_env import PythonAction
 from python_env import PythonEnv
 from python_env import Reply
 from python_env import Request
 from python_env import ServerError
+from python_env import State
 from python_env import Task
 from python_env import builtin_tasks
 from python_env import encode_response
@@ -1994,12 +2000,64 @@ def test_a_thread_is_started_only_for_plain_functions():
         eventually(lambda before=before: threads() == before)
 
 
-def test_a_factory_that_fails_is_said_and_ends_only_that_session():
+def test_a_factory_that_fails_is_said_and_ends_only_that_session(caplog):
     with Hosted(lambda: 1 / 0) as hosted:
         with pytest.raises(ServerError, match="ZeroDivisionError.*FACTORY_ERROR"):
             GuessClient(hosted.url).reset()
         assert ask(hosted, "POST", "/reset", {})[0] == 503
         assert sessions(hosted) == 0
+    assert "division by zero" in caplog.text
+
+
+@dataclass
+class Inner:
+    size: int = 3
+
+
+@dataclass(kw_only=True)
+class Board(Observation):
+    inner: Inner = field(default_factory=Inner)
+    cells: Any = ()
+
+
+@dataclass(kw_only=True)
+class Pairs(Observation):
+    legal: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Bare(Action):
+    number: int
+
+
+class Arrays(Guessing):
+    """One whose observations hold what JSON does not have."""
+
+    async def reset(self) -> Board:
+        numpy = pytest.importorskip("numpy")
+        return Board(cells=numpy.eye(2), done=numpy.bool_(False), reward=numpy.float32(0.5))
+
+
+def test_a_nested_dataclass_and_numpy_s_values_travel_as_json():
+    with Hosted(Arrays, models=Models(Guess, Board, State)) as hosted:
+        answer = ask(hosted, "POST", "/reset", {})[2]
+    assert answer["observation"]["inner"] == {"size": 3}
+    assert answer["observation"]["cells"] == [[1.0, 0.0], [0.0, 1.0]]
+    assert answer["reward"] == 0.5
+    assert answer["done"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((Guessing, Guess, Pairs), r"Pairs\.legal: tuple\[int, int\] is no type that JSON has"),
+        ((Guessing, Bare), "Bare: expected a dataclass"),
+        ((Guessing, Guess(number=1)), "action: expected a class"),
+        ((Guessing(), Guess), "expected its class, or what makes one, got an instance"),
+    ],
+)
+def test_serve_says_at_once_what_could_only_fail_later(given, words):
+    with pytest.raises(TypeError, match=words):
+        python_env.serve(*given, port=0)
 
 
 @pytest.mark.parametrize("environment", [Guessing, Plain])

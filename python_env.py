@@ -1962,8 +1962,10 @@ COMMON_IMPORTS = (
     + f"\nimport io, json, os, sys, time, typing, {', '.join(STARRED.split())}\n"
 )
 
-# JSON has no tuples; and some data sets wrap each output in a list, others do not.
-SAME = """def same(result, expected):
+# JSON has no tuples; and some data sets wrap each output in a list, others do not. The import is of
+# what repr() writes for JSON's Infinity and NaN.
+SAME = """from math import inf, nan
+def same(result, expected):
     result = list(result) if isinstance(result, tuple) else result
     return result == expected or (
         isinstance(expected, list) and len(expected) == 1 and result == expected[0]

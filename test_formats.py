@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import re
 from typing import Any
 
@@ -131,6 +132,13 @@ def test_the_hints_of_a_signature_that_was_given_need_no_import(server: Launched
     with server.session() as env:
         assert graded(env, code, row).reward == 1.0
         assert graded(env, "class Solution:\n    def add(self, nums): return 0", row).reward == 0.0
+
+
+def test_an_infinite_argument_or_output_is_one(server: Launched):
+    row = {"fn_name": "cap", "inputs": [[5, math.inf], [-math.inf, 3]], "outputs": [5, -math.inf]}
+    with server.session() as env:
+        assert graded(env, "def cap(x, most): return min(x, most)", row).reward == 1.0
+        assert graded(env, "def cap(x, most): return most", row).reward == 0.0
 
 
 def test_what_is_imported_for_a_signature_is_no_answer(server: Launched):

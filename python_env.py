@@ -2158,7 +2158,8 @@ def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
         raise InvalidRequest(f"completion: expected text or chat messages, got {got}")
     completion = completion.rpartition("</think>")[2]  # where a model only tried things
     blocks = [*FENCED.finditer(completion)]
-    if not blocks:
+    # A fence within a docstring is one of the code's own.
+    if not blocks or completion.count(DOCSTRING, 0, blocks[0].start()) % 2:
         return completion
     # A block without a language after one of Python is what the code prints, more often than not.
     python = [block for block in blocks if block["language"].lower() in PYTHON]
@@ -2168,6 +2169,7 @@ def extract_code(completion: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 PYTHON = ("py", "python", "python3")  # as Markdown calls it
+DOCSTRING = '"""'
 
 
 def complete_code(code: str, row: Mapping[str, Any]) -> str:

@@ -53,6 +53,10 @@ COMPLETIONS = {
         '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
         'def f():\n    """\n    ```\n    f()\n    ```\n    """\n',
     ),
+    "a fence in a docstring of code alone": (
+        'def f():\n    """\n    ```\n    f()\n    ```\n    """\n',
+        'def f():\n    """\n    ```\n    f()\n    ```\n    """\n',
+    ),
     "thoughts first": ("<think>\n```python\nx = 0\n</think>\n```python\nx = 1\n```", "x = 1\n"),
     "thoughts and code alone": ("<think>Well.</think>x = 1\n", "x = 1\n"),
     "carriage returns": ("```python\r\nx = 1\r\n```\r\nDone", "x = 1\r\n"),

@@ -1041,7 +1041,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         """
         if prompts is not None:
             columns["prompt"] = prompts
-        rows = rows_of(columns, len(completions))
+        rows = rows_of(columns, completions)
         with ThreadPoolExecutor(max(workers, 1), "score") as threads:
             return list(threads.map(self._scorer.score, completions, rows))
 
@@ -2101,9 +2101,12 @@ def plain(cell: Any) -> Any:
     return cell
 
 
-def rows_of(columns: Mapping[str, Any], total: int) -> list[dict[str, Any]]:
+def rows_of(columns: Mapping[str, Any], completions: Sequence[Any]) -> list[dict[str, Any]]:
     """A batch's rows, of those of its columns that a task is made of. Raises InvalidRequest when
-    there are none, or when one of them has not `total` values."""
+    there are none, or when one of them has not as many values as there are completions."""
+    if isinstance(completions, str):
+        raise InvalidRequest("score: expected a list of completions, got a text")
+    total = len(completions)
     lists = {}
     for name, values in columns.items():
         is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping))
@@ -3788,8 +3791,8 @@ def explain_status(url: str, response: Any) -> ConnectionFailed:
     """The error for an HTTP response where a WebSocket was asked for."""
     status = response.status_code
     remedies = {
-        401: "it wants a token=",
-        403: "it wants a token=, or refuses the Host",
+        401: "its token= is missing or wrong",
+        403: "its token= is missing or wrong, or it refuses the Host",
         404: "check the address; a private Space wants a token=",
         429: "it is full; connect_timeout_s= waits longer",
         502: "it is starting or down; connect_timeout_s= waits longer",

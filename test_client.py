@@ -170,7 +170,7 @@ def test_a_server_stops_a_step_at_the_time_that_was_named(server):
 NO_SERVERS = [
     (b"", "is an OpenEnv server running there"),
     (b"220 mail.example ESMTP\r\n", "is an OpenEnv server running there"),
-    (response(401), "HTTP 401; it wants a token="),
+    (response(401), "HTTP 401; its token= is missing or wrong"),
     (response(404), "HTTP 404; check the address"),
     (response(500), "HTTP 500; is an OpenEnv server running there"),
     (b"HTTP/1.1 200 OK\r\n\r\n", "HTTP 200"),

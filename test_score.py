@@ -241,6 +241,11 @@ def test_a_column_of_another_length_is_refused(client):
         client.score([HONEST] * 2, tests=[DOUBLE["tests"]] * 2, helpers=["x = 1"])
 
 
+def test_a_text_is_no_batch(client):
+    with pytest.raises(InvalidRequest, match="expected a list of completions, got a text"):
+        client.score(HONEST, tests=[DOUBLE["tests"]] * len(HONEST))
+
+
 def test_more_workers_than_a_server_has_places_is_no_hurdle():
     with PythonEnv(server_args=["--max-sessions=2"]) as env:
         tests = [DOUBLE["tests"]] * 12

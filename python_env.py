@@ -1933,6 +1933,8 @@ def read_pairs(columns: Columns) -> Columns:
     if isinstance(metadata, str):
         metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
     function = columns.get("fn_name") or metadata.get("func_name", "")
+    if len(str(function)) > 255:  # each of the tests repeats it
+        raise InvalidRequest("fn_name: expected a function's name; it has over 255 characters")
     fields: Columns = {
         "prompt": prompt_of(columns),
         "setup": text_of(columns, "setup"),

@@ -1846,6 +1846,7 @@ SLOW_ROWS = {
     },
     "a fence and empty lines": {"tests": "assert f(1)", "solution": "```" + "\n" * 40_000},
     "many fences": {"tests": "assert f(1)", "solution": "```\n" * 250_000},
+    "a long name": {"fn_name": "f" * 30_000, "inputs": [0] * 9_000, "outputs": [0] * 9_000},
 }
 
 

@@ -1898,18 +1898,20 @@ def read_mbpp(columns: Columns) -> Columns:
     listed = text_of(columns, "test_list")
     tests = "\n".join((text_of(columns, "test_imports"), text_of(columns, "test") or listed))
     # Bounded, and by a set below: who sends a row chooses how long it takes the server to read it.
+    most = 262_144
     code = solution[:32_768]
     heads = re.findall(r"(?m)^(?:async )?def (\w+)(\(.{0,500}\)) *(?:->.{0,200})?:", code)
     heads += [(name, "") for name in re.findall(r"(?m)^class (\w+)", code)]
-    ours = {*re.findall(r"(?m)^(?:def|class) (\w+)", text_of(columns, "test_setup_code"))}
+    given = text_of(columns, "test_setup_code")[:most]
+    ours = {*re.findall(r"(?m)^(?:def|class) (\w+)", given)}
     heads = [(name, head) for name, head in heads if name not in ours]
-    used = {*re.findall(r"\w+", listed or tests)}
+    used = {*re.findall(r"\w+", (listed or tests)[:most])}
     asked = [name + head for name, head in heads if name in used]
     if not asked:
-        asked = re.findall(r"assert (?:\w+\()*?(\w+)\(", listed)[:1]
+        asked = re.findall(r"assert (?:\w+\()*?(\w+)\(", listed[:most])[:1]
     setup = text_of(columns, "test_setup_code", "setup")
     # A set-up that needs what the candidate defines is the judge's: it runs after the code.
-    needs = not {name for name, _ in heads}.isdisjoint(re.findall(r"\w+", setup))
+    needs = not {name for name, _ in heads}.isdisjoint(re.findall(r"\w+", setup[:most]))
     define = " and ".join(f"`{name}`" for name in dict.fromkeys(asked))
     return {
         "prompt": f"{text_of(columns, 'text', 'prompt')}\n\nDefine {define}.",

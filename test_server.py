@@ -1846,6 +1846,14 @@ SLOW_ROWS = {
     },
     "a fence and empty lines": {"tests": "assert f(1)", "solution": "```" + "\n" * 40_000},
     "many fences": {"tests": "assert f(1)", "solution": "```\n" * 250_000},
+    "many words": {"test_list": "a " * 1_000_000},
+    "many calls": {"test_list": ("assert " + "f(" * 1_000 + "\n") * 950},
+    "many words in the set-up": {
+        "test_list": ["assert f1(1)"],
+        "code": MANY_HEADS,
+        "test_setup_code": "x " * 1_000_000,
+    },
+    "many heads in the set-up": {"test_list": ["f"], "test_setup_code": "def f(x):\n" * 180_000},
     "a long name": {"fn_name": "f" * 30_000, "inputs": [0] * 9_000, "outputs": [0] * 9_000},
 }
 

@@ -3134,7 +3134,7 @@ class WebSocket:
                 self.messages.task_done()
         except PythonEnvError as error:
             self.report(error)
-        except ConnectionError:
+        except OSError:
             pass  # who reads will find out, too
         finally:
             if self.session:
@@ -3235,7 +3235,7 @@ def canonical(origin: str) -> str:
 
 async def cancel_when_lost(task: asyncio.Task[Any], writer: StreamWriter) -> None:
     """Nobody waits for the answer of a connection that is lost, so end what works on it."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):  # ETIMEDOUT, when the peer has vanished, is its own kind
         await writer.wait_closed()
     task.cancel()
 
@@ -3612,8 +3612,8 @@ class Listener:
             # The pause is for the others, because pipelined requests are read without waiting.
             while await self.serve_request(reader, writer):
                 await asyncio.sleep(0)
-        except (asyncio.CancelledError, ConnectionError):
-            pass
+        except (asyncio.CancelledError, OSError):
+            pass  # the peer is gone: ECONNRESET, ETIMEDOUT, or ENOTCONN from write_eof()
         finally:
             self.connections.discard(this)
             watcher.cancel()

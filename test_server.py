@@ -985,6 +985,42 @@ def test_idle_and_aborted_connections_leave_nothing_behind():
         assert ask(hosted, "GET", "/health")[0] == 200
 
 
+@pytest.mark.parametrize("last", ["bad request", "bad frame", "close frame"])
+def test_a_peer_that_closes_after_its_last_words_is_no_error_in_the_log(caplog, last):
+    with Hosted() as hosted:
+        for _ in range(20):
+            if last == "bad request":
+                sock = open_tcp(hosted)
+                sock.sendall(b"garbage\r\n\r\n")
+            else:
+                sock = raw_ws(hosted)
+                opcode = Opcode.CLOSE if last == "close frame" else Opcode.CONT
+                sock.sendall(Frame(opcode, b"").serialize(mask=True))
+            sock.close()
+        assert sessions(hosted) == 0  # so the server has looked at its sockets since
+        eventually(lambda: not hosted.server.listener.connections)
+    gc.collect()
+    assert not caplog.records
+
+
+def test_a_peer_that_has_vanished_ends_its_step(monkeypatch, caplog):
+    def be_impatient(sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
+
+    monkeypatch.setattr(python_env, "keep_alive", be_impatient)
+    with Hosted() as hosted, socket.socket() as sock:
+        key = ask(hosted, "POST", "/reset", {})[1]["X-Session-Id"]
+        body = to_json({"action": {"number": 404}})
+        headers = (f"X-Session-Id: {key}", f"Content-Length: {len(body)}")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)  # and it does not read
+        sock.connect(("127.0.0.1", hosted.port))
+        sock.sendall(request("GET /docs") + request("POST /step", *headers, body=body))
+        eventually(lambda: Guessing.killed == 1)
+        eventually(lambda: not hosted.server.listener.connections)
+    gc.collect()
+    assert not caplog.records
+
+
 def test_connections_beyond_the_limit_are_cut_off():
     with Hosted(connections=2) as hosted, open_tcp(hosted), open_tcp(hosted):
         eventually(lambda: len(hosted.server.listener.connections) == 2)

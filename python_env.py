@@ -655,7 +655,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         self.episode = PythonState(task_id=REPL.task_id)
         self.pays_gain = False
 
-    async def reset(self, **row: Any) -> PythonObservation:
+    async def reset(self, /, **row: Any) -> PythonObservation:
         """Begin an episode. `row` has the fields of PythonResetRequest, and perhaps a task of the
         client's own: the columns of a data set's row. Then step() may come.
 
@@ -3315,7 +3315,7 @@ def keywords_of(function: Callable[..., Any]) -> Collection[str] | None:
     """The names of its parameters; None: it takes any keyword."""
     parameters = inspect.signature(function).parameters
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    return None if takes_any else {*parameters}
+    return None if takes_any else parameters.keys() - {"self"}
 
 
 def no_stop(function: Callable[[], Any]) -> Any:

@@ -857,6 +857,14 @@ def test_a_bad_body_is_422_with_pydantics_entries(server, body, expected):
     assert " ".join([entry["type"], ".".join(map(str, entry["loc"]))]) == expected
 
 
+def test_a_row_may_have_a_column_called_self(server):
+    status, _, answer = ask(server, "POST", "/reset", {"self": 1})
+    assert status == 422
+    assert "got the columns ['self']" in answer["detail"][0]["msg"]
+    with Hosted() as hosted:
+        assert ask(hosted, "POST", "/reset", {"self": 1})[0] == 200
+
+
 def test_a_session_over_http_follows_its_header(server):
     keys = []
     for episode in ("e1", "e2"):

@@ -23,6 +23,7 @@ import time
 import pytest
 
 import python_env
+from conftest import BUSY_S
 from conftest import HERE
 from conftest import GuessClient
 from conftest import Guessing
@@ -225,6 +226,30 @@ def test_a_list_of_tasks_that_is_none_is_said(reply):
         env = PythonEnv(gate.url)
         with pytest.raises(ConnectionFailed, match="lists no tasks"):
             env.tasks()
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for():
+    before = threading.active_count()
+    over = threading.Event()
+
+    def drip():
+        peer = listener.accept()[0]
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not over.wait(0.02):
+                peer.sendall(b"A")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        env = PythonEnv(f"http://127.0.0.1:{listener.getsockname()[1]}", message_timeout_s=0.3)
+        with pytest.raises(ConnectionFailed, match="no whole answer within 0.3 s"):
+            env.tasks()
+        assert time.monotonic() - began < BUSY_S
+        over.set()
+        thread.join()
+        eventually(lambda: threading.active_count() == before)
 
 
 def test_a_redirect_does_not_take_the_token_along():

@@ -3805,8 +3805,9 @@ def explain_status(url: str, response: Any) -> ConnectionFailed:
     remedy = remedies.get(status, "is an OpenEnv server running there?")
     error = ConnectionFailed(f"cannot connect to {url}: HTTP {status}; {remedy}")
     if status in (429, 502, 503):
-        wish = response.headers.get("Retry-After", "")
-        error.retry_s = min(float(wish), 10.0) if wish.isdecimal() else 0.5
+        # get() would raise where it comes twice.
+        wish = [*response.headers.get_all("Retry-After"), ""][0]
+        error.retry_s = max(0.1, min(float(wish), 10.0)) if wish.isdecimal() else 0.5
     return error
 
 

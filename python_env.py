@@ -4348,8 +4348,11 @@ class Scorer:
                 given: dict[str, Any] = read_row(row) | {"max_steps": 1}
                 seen = self.begin(session, given).observation
                 # The prompt as the server tells it, because its own tasks' rows are not here.
-                code = complete_code(extract_code(completion), {**given, "prompt": seen.prompt})
-                reward = session.step(code).reward
+                prompt = validate(str, seen.prompt, ("prompt",))
+                code = complete_code(extract_code(completion), {**given, "prompt": prompt})
+                # A NaN, or a text, would be found out much later, in a model's gradients.
+                result = session.step(code)
+                reward = validate(float | None, result.reward, ("reward",))
             except PythonEnvError as error:
                 why = error
                 if not is_passing(error):

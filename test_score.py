@@ -338,6 +338,26 @@ def test_a_connection_that_is_cut_is_tried_again():
         assert fake.connections == 4  # one is its own
 
 
+NO_VERDICTS = [
+    {"reward": "1.0"},
+    {"reward": [1]},
+    {"reward": True},
+    {"reward": float("nan")},
+    {"reward": float("inf")},
+    {"observation": {"tests_total": 1, "prompt": None}},
+    {"observation": {"tests_total": 1, "prompt": 5}},
+    {"observation": None},
+]
+
+
+@pytest.mark.parametrize("reply", NO_VERDICTS, ids=str)
+def test_a_reply_of_another_shape_is_no_verdict(reply):
+    data = {"observation": {"tests_total": 1}, "reward": 1.0, **reply}
+    reply = {"type": "observation", "data": data}
+    with Fake(lambda message: reply) as fake, PythonEnv(fake.url) as env:
+        assert env.score([HONEST], tests=[DOUBLE["tests"]]) == [None]
+
+
 def test_an_embedded_server_that_is_killed_costs_no_sample():
     with PythonEnv() as env:
         assert env.score([HONEST] * 8, tests=[DOUBLE["tests"]] * 8) == [1.0] * 8

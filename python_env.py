@@ -3812,7 +3812,8 @@ def explain_status(url: str, response: Any) -> ConnectionFailed:
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Have the system find out within a minute when the peer's machine has vanished."""
+    """Have the system find out within a minute when the peer's machine has vanished, or when a
+    peer does not read: a thread that waits to write holds the locks of all the others."""
     options = {
         "TCP_KEEPIDLE": 30,  # seconds of silence before it asks
         "TCP_KEEPALIVE": 30,  # the same on macOS
@@ -3825,6 +3826,8 @@ def keep_alive(sock: socket.socket) -> None:
         for name, value in options.items():
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if sys.platform == "linux":  # other systems want another form
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 30, 0))
 
 
 def get_json(url: str, headers: dict, timeout_s: float, ssl: SSLContext | None = None) -> dict:

@@ -366,6 +366,7 @@ def test_a_vanished_peer_is_found_within_a_minute_and_a_slow_one_is_left_alone()
         count = read(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
         assert idle + between * count <= 60
         assert read(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+        assert 0 < read(socket.SOL_SOCKET, socket.SO_SNDTIMEO) <= 60
 
 
 # ── what ends a session ───────────────────────────────────────────────────────────────────────────

@@ -4091,14 +4091,16 @@ def birth_of(pid: int) -> str:
 
 
 def remove_leftovers(timeout_s: float) -> None:
-    labels = f'{{{{.Label "{CLIENT_LABEL}"}}}} {{{{.Names}}}} {{{{.Label "{BIRTH_LABEL}"}}}}'
+    # As JSON, because a foreign image may have labels of these names, with line breaks in them.
+    labels = [f'{{{{json (.Label "{label}")}}}}' for label in (CLIENT_LABEL, BIRTH_LABEL)]
     own_namespace = birth_of(os.getpid()).rpartition(" ")[2]
     listing = run_docker(
-        *["", "ps", "--all", f"--filter=label={BIRTH_LABEL}", f"--format={labels}"],
+        *["", "ps", "--all", f"--filter=label={BIRTH_LABEL}"],
+        f"--format={labels[0]} {{{{.Names}}}} {labels[1]}",
         timeout_s=timeout_s,
     )
     # Whether a process of another namespace lives cannot be seen from here.
-    pattern = rf"(?m)^(\d+) (\S+) (\d+ {re.escape(own_namespace)})$"
+    pattern = rf'(?m)^"(\d{{1,10}})" (\S+) "(\d+ {re.escape(own_namespace)})"$'
     for pid, name, birth in re.findall(pattern, listing):
         if birth != birth_of(int(pid)):
             log.info("removing %s, whose client is dead", name)

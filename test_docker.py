@@ -460,6 +460,7 @@ def test_the_leftovers_of_others_are_not_ours(image):
     """A living client's container stays, and one whose client cannot be seen from here."""
     birth = birth_of(os.getpid())
     namespace = birth.partition(" ")[2]
+    victim = f"victim-{os.getpid()}"
     labels = {
         "alive": [f"python_env.client={os.getpid()}", f"python_env.birth={birth}"],
         "elsewhere": ["python_env.client=1", "python_env.birth=1 pid:[1]"],
@@ -469,16 +470,19 @@ def test_the_leftovers_of_others_are_not_ours(image):
             f"python_env.birth=1 {namespace}",
         ],
         "of another boot": ["python_env.client=4194304", f"python_env.birth=1 {namespace}"],
+        "a foreign image's": [f"python_env.birth=1\n4194304 {victim} 1 {namespace}"],
+        "that it names": [],
     }
     made = {}
     for name, each in labels.items():
         options = [f"--label={label}" for label in each]
+        options += [f"--name={victim}"] if name == "that it names" else []
         made[name] = docker("run", "-d", *options, "-e", "MODE=sleep", image).strip()
     try:
         EnvClient.from_docker_image(image).close()
         present = docker("ps", "-a", "-q", "--no-trunc").split()
         left = {name for name, number in made.items() if number in present}
-        assert left == {"alive", "elsewhere", "unknown"}
+        assert left == {"alive", "elsewhere", "unknown", "a foreign image's", "that it names"}
     finally:
         docker("rm", "-f", "-v", *[number for number in made.values() if number in present])
 

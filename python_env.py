@@ -4200,6 +4200,7 @@ class Link(Wire):
                 # Pings keep proxies awake, but no step is too long: see keep_alive().
                 ping_timeout=None,
                 max_size=REPLY_BYTES,
+                max_queue=1,  # a question has one answer; sixteen would be 1.6 GB
             )
         except websockets.exceptions.InvalidStatus as refused:
             raise explain_status(self.ws_url, refused.response) from None

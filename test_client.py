@@ -21,6 +21,7 @@ import threading
 import time
 
 import pytest
+import websockets.exceptions
 
 import python_env
 from conftest import BUSY_S
@@ -367,6 +368,24 @@ def test_a_vanished_peer_is_found_within_a_minute_and_a_slow_one_is_left_alone()
         assert idle + between * count <= 60
         assert read(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
         assert 0 < read(socket.SOL_SOCKET, socket.SO_SNDTIMEO) <= 60
+
+
+class Flooding(Fake):
+    """Sends replies that nobody asked for."""
+
+    def talk(self, connection):
+        with contextlib.suppress(websockets.exceptions.ConnectionClosed):
+            while True:
+                connection.send(bytes(8_388_608))
+                self.connections += 1
+
+
+def test_few_replies_that_nobody_asked_for_are_held():
+    with Flooding(None) as fake, EnvClient(fake.url) as client:
+        frames = client._wire.connection.recv_messages
+        eventually(lambda: frames.paused)
+        assert frames.frames.qsize() <= 2
+        client._wire.connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 # ── what ends a session ───────────────────────────────────────────────────────────────────────────

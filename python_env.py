@@ -1813,6 +1813,8 @@ def task_id_of(columns: Columns, default: str) -> str:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidRequest(f"task_id: expected text or a number, got {echo(value)!r}")
+    if len(str(value)) > 255:  # every observation repeats it
+        raise InvalidRequest(f"task_id: expected 255 characters at most, got {echo(value)!r}")
     return str(value)
 
 

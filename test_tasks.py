@@ -500,6 +500,7 @@ NO_TASKS = [
     ({"test": CHECK, "entry_point": ["f"], "prompt": 3}, "prompt must be"),
     ({"tests": "assert f", "task_id": 1.5}, "task_id: expected text or a number, got 1.5"),
     ({"tests": "assert f", "task_id": True}, "task_id: expected text or a number, got True"),
+    ({"tests": "assert f", "task_id": "x" * 256}, "task_id: expected 255 characters at most"),
 ]
 
 

@@ -1999,10 +1999,11 @@ def cases_of(columns: Columns) -> list[tuple[Any, Any]]:
 
 
 async def read_aside(read: Callable[[Any, Columns], Task], options: Any, row: Columns) -> Task:
-    """read(options, row); in a thread where the row has lists, or text that may be JSON, because
-    reading it could hold up the server's loop."""
+    """read(options, row); in a thread where the row has lists, text that may be JSON, or very many
+    columns, because reading it could hold up the server's loop."""
     kinds = (list, dict)
-    if any(isinstance(it, kinds) or len(str(it)) > 65_536 for it in row.values()):
+    is_long = any(isinstance(it, kinds) or len(str(it)) > 65_536 for it in row.values())
+    if is_long or len(row) > 1_000:
         return await asyncio.to_thread(read, options, row)
     return read(options, row)
 

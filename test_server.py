@@ -1910,6 +1910,12 @@ def test_reading_a_row_takes_no_time(name):
     assert time.thread_time() - began < STALL_S
 
 
+@pytest.mark.parametrize("row", [{"a": []}, {"a": "x" * 70_000}, dict.fromkeys(range(2_000), 1)])
+def test_a_row_that_may_take_long_is_read_in_a_thread(row):
+    reading = python_env.read_aside(lambda *_: threading.current_thread(), None, row)
+    assert asyncio.run(reading) is not threading.current_thread()
+
+
 def test_one_table_of_sessions_for_mcp_http_and_websocket(server):
     key = rpc(server, "openenv/session/create")["session_id"]
     tool(server, "run_python", session_id=key, code="n = 1")

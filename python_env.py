@@ -4835,9 +4835,8 @@ class ZygoteLink:
 
     It runs no candidate code, so what it says is true. When it dies, so do its children."""
 
-    def __init__(self, limits: Limits, base: str) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.base = base
         self.processes: dict[str, Process] = {}  # that are not reaped, by key
         self.isolation: dict = {}
         self.is_gone = False
@@ -5054,7 +5053,7 @@ class Sandbox:
                 self.reap_orphans()
             if not os.path.isdir(self.base):
                 self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
-            zygote = ZygoteLink(self.limits, self.base)
+            zygote = ZygoteLink(self.limits)
             await zygote.start(self.zygote_config(), self.program)
             self.zygote = zygote
             if not self.sampler:

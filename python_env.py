@@ -7536,8 +7536,6 @@ def read_tests(task: dict[str, str]) -> Facts:
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
     given = Source("imports", imports)
-    known = names | given.defines
-    sources = (tests, helpers, given)
     return Facts(
         names=sorted(names),
         classes=sorted(classes),
@@ -7546,7 +7544,7 @@ def read_tests(task: dict[str, str]) -> Facts:
         uncalled=[*uncalled],
         undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
         alone=not helpers.reads & names,
-        pure=all(is_pure(source, known) for source in sources),
+        pure=is_pure([*tests.nodes, *helpers.nodes, *given.nodes]),
         patched=[place for place in patched if place not in kept],
     )
 
@@ -7741,10 +7739,11 @@ def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
 # graded in the judge itself, all others in a fork of it, which costs 3 ms more.
 
 
+# Not `type`, which makes classes, whose objects agree to all or name a place in the memory.
 PURE_BUILTINS = words(
     "abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter"
     " float format frozenset hash hex int isinstance issubclass iter len list map max min next oct"
-    " ord pow print range repr reversed round set slice sorted str sum tuple type zip True False"
+    " ord pow print range repr reversed round set slice sorted str sum tuple zip True False"
     " None NotImplemented Ellipsis"
     " ArithmeticError AssertionError AttributeError Exception IndexError KeyError LookupError"
     " NameError NotImplementedError OverflowError RecursionError RuntimeError StopIteration"
@@ -7788,25 +7787,32 @@ PURE_MODULES = {
 }
 
 
-def is_pure(source: Source, others: set[str]) -> bool:
-    """Whether a source can leave nothing behind: every node is looked at, and one that is not known
-    to be harmless settles it. `others`: names of handles, or of what was looked at elsewhere."""
-    known = others | source.defines | PURE_BUILTINS | {"_"}
+def is_pure(nodes: list[Any]) -> bool:
+    """Whether the sources with these nodes, which share their names, can leave nothing behind:
+    every node is looked at, and one that is not known to be harmless settles it."""
     # What may be used of a module, by the name it has here. An import may stand below a use of it.
     modules = {
         name.asname or name.name: PURE_MODULES.get(name.name, set())
-        for node in source.nodes
+        for node in nodes
         if isinstance(node, ast.Import)
         for name in node.names
     }
-    owners = {node.value for node in source.nodes if isinstance(node, ast.Attribute)}
+    owners = {node.value for node in nodes if isinstance(node, ast.Attribute)}
+
+    def is_listed(imported: ast.alias) -> bool:
+        """Whether it is, and its name means no other module: what is listed for that could be used
+        of this."""
+        listed = modules[imported.asname or imported.name]
+        return listed is PURE_MODULES.get(imported.name)
 
     def is_harmless(node: Any) -> bool:
         match node:
             case ast.ClassDef() | ast.Global() | ast.AsyncFunctionDef() | ast.Await():
                 return False
+            case ast.MatchClass():
+                return False  # its keywords read attributes
             case ast.Import(names=names):
-                return all(name.name in PURE_MODULES for name in names)
+                return all(map(is_listed, names))
             case ast.ImportFrom(names=names):
                 return {name.name for name in names} <= PURE_MODULES.get(str(node.module), set())
             case ast.FunctionDef(name=name):
@@ -7816,15 +7822,18 @@ def is_pure(source: Source, others: set[str]) -> bool:
             case ast.Attribute(value=ast.Name(id=name)) if name in modules:
                 return node.attr in modules[name]
             case ast.Attribute(attr=name):
-                # Frames lead anywhere; a class may keep what is registered with it.
-                return not re.match("_|register$|(gi|cr|ag|tb|f|co)_", name)
+                # Frames lead anywhere, as do a metaclass's mro() and what numpy knows of C; a class
+                # may keep what is registered with it.
+                return not re.match("_|(register|mro|ctypes)$|(gi|cr|ag|tb|f|co)_", name)
             case ast.Name(id=name) if name in modules:
                 return node in owners  # as in `module.name`
             case ast.Name(id=name):
-                return name in known or not hasattr(builtins, name) and name[0] != "_"
+                # Whatever else is bound to a name of Python's own, it means that until then.
+                is_own = hasattr(builtins, name) or name.startswith("__")
+                return name in PURE_BUILTINS or not is_own
         return True
 
-    return all(map(is_harmless, source.nodes))
+    return all(map(is_harmless, nodes))
 
 
 # ── Running tests ─────────────────────────────────────────────────────────────────────────────────

@@ -667,6 +667,29 @@ def leave(name):
     for space in frames()[2:]: space[name] = 1
 """,
 )
+for name, find in {
+    "a function's globals, by a class pattern": """
+def g(): pass
+Function = type(g)
+match g:
+    case Function(__globals__=found):
+        run = found["__builtins__"]["eval"]
+""",
+    "a builtin's name that is bound elsewhere": "run = eval\nfor eval in (): pass",
+    "the builtins' own name": "run = __builtins__['eval']\nfor __builtins__ in (): pass",
+    "a name of numpy and of another module": """
+import numpy as found
+run = found.random.bit_generator.re.enum.bltns.eval
+if f(1) == 0:
+    import random as found
+""",
+}.items():
+    channel(
+        name,
+        "'left' in modules",
+        "modules['left'] = 1",
+        f"{find}\nmodules = run('__import__(\"sys\").modules')",
+    )
 channel(
     "a signal's handler",
     "signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN",
@@ -812,6 +835,23 @@ def test_nothing_of_one_grading_is_seen_by_the_next(env, name):
         # The last assert always fails, so that the episode goes on; each grading sees the channel
         # as it was, and has changed it in the end.
         assert rewards(env, HONEST, HONEST, HONEST) == pytest.approx([2 / 3] * 3)
+
+
+def test_nothing_is_left_in_a_module_that_the_helpers_import(env):
+    tests = """
+modules = json.codecs.sys.modules
+assert 'left' not in modules
+modules['left'] = 1
+assert f(1) == 0
+"""
+    env.reset(tests=tests, helpers="import json", entry_point="f")
+    assert rewards(env, HONEST, HONEST) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["ctypes", "mro"])
+def test_tests_that_may_lead_anywhere_are_not_graded_in_the_judge_itself(name):
+    task = python_env.Task.from_row({"tests": f"assert f(1).{name}", "entry_point": "f"})
+    assert not python_env.read_tests(task.sources()).pure
 
 
 def test_the_judge_s_random_is_seeded_alike_for_each_grading(env):

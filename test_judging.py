@@ -3475,6 +3475,14 @@ for what, code, test in [
             """,
     )
 forgery(
+    "a text that makes a class",
+    """
+        def f(x):
+            return "type('Yes', (), {'__eq__': lambda *_: True})()"
+        """,
+    tests="assert eval(f(2)) == 2",
+)
+forgery(
     "a text that empties the tests' list",
     """
         class P:

@@ -5371,7 +5371,8 @@ class Grader:
         if outcome.died:
             self.sandbox.counters["worker_deaths"] += 1
         if task.pairs and not outcome.taken:
-            return attempt._replace(verdict=await self.judge_pairs(action.code, seconds))
+            verdict = await self.judge_pairs(action.code, seconds, deadline)
+            return attempt._replace(verdict=verdict)
         if not task.tests or outcome.timed_out or outcome.died:
             return attempt
 
@@ -5391,11 +5392,14 @@ class Grader:
         self.transcript.append((action.code, action.stdin))
         return attempt._replace(verdict=verdict)
 
-    async def judge_pairs(self, code: str, seconds: float) -> Verdict:
-        """Run the step's code alone, as a program, once for each pair of input and output."""
+    async def judge_pairs(self, code: str, seconds: float, deadline: float) -> Verdict:
+        """Run the step's code alone, as a program, once for each pair of input and output. The
+        deadline is that of the run that the agent sees."""
         passed = 0
-        # With the run that the agent sees, no longer than the longest step.
-        end = time.monotonic() + max(seconds, self.limits.step_max_s - seconds)
+        # With that run shorter than the longest step, for which clients wait, whatever each takes.
+        most = max(seconds, self.limits.step_max_s - seconds)
+        least = min(seconds, self.limits.step_s)
+        end = max(deadline - seconds + most, time.monotonic() + least)
         for pair in self.task.pairs:
             left = min(seconds, end - time.monotonic())
             if left <= 0:

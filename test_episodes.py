@@ -1562,6 +1562,14 @@ def test_a_program_that_waits_without_input_may_still_be_right_with_it(own):
         assert "undone" not in result.observation.feedback
 
 
+def test_an_endless_program_is_judged_while_the_client_waits():
+    with HostedPython(step_s=0.5, step_max_s=3.0) as hosted, hosted.session() as env:
+        env.reset(inputs=["1"] * 20, outputs=["1"] * 20)
+        begun = time.monotonic()
+        assert env.step("while True: pass").reward == 0.0
+        assert time.monotonic() - begun < 3.0
+
+
 # Each prints its input and one more, as programs for contests do that know more than input().
 PROGRAMS = {
     "open(0)": "print(int(open(0).read()) + 1)",

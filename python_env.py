@@ -5362,7 +5362,7 @@ class Grader:
     async def run_and_judge(self, worker: Process, action: PythonAction, seconds: float) -> Attempt:
         task = self.task
         deadline = time.monotonic() + seconds
-        then = ""
+        then = "exit" if task.pairs else ""
         if task.tests:
             then = "inside" if self.judges_inside else "serve"
         outcome = await worker.run(seconds, code=action.code, stdin=action.stdin, then=then)
@@ -5415,8 +5415,8 @@ class Grader:
             await self.sandbox.start()
             worker = self.spawn_worker()
             try:
-                for stream in worker.streams:
-                    stream.most = self.limits.output_bytes + 2 * len(pair.expected)
+                for stream in worker.streams:  # a character may take four bytes
+                    stream.most = self.limits.output_bytes + 4 * len(pair.expected)
                 if self.task.setup:
                     outcome = await worker.run(seconds, setup=self.task.setup)
                     self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
@@ -8139,7 +8139,7 @@ class Interpreter:
 
     def run(self, code: str, stdin: str | None = None, is_program: bool = False) -> Ending:
         """Run one step; what it printed has reached the descriptors on return. A program ends with
-        it, and what it registered for its end is run as well."""
+        it: its threads are waited for, and what it registered for its end is run as well."""
         ending = Ending(exit_code=1)
         try:
             _signal.signal(_signal.SIGINT, self.interrupt)
@@ -8152,6 +8152,7 @@ class Interpreter:
                 setattr(sys, f"__{name}__", stream)
             ending = self.execute(code)
             if is_program:
+                vars(threading)["_shutdown"]()
                 importlib.import_module("atexit")._run_exitfuncs()
         except BaseException:  # noqa: S110, BLE001
             pass  # the time-out's interrupt came while an error was being reported

@@ -1589,6 +1589,23 @@ PROGRAMS = {
     "atexit, after an exit": (
         "import atexit, sys\natexit.register(lambda: print(int(input()) + 1))\nsys.exit()"
     ),
+    "a thread that nobody waits for": """
+import threading, time
+threading.stack_size(1 << 27)
+def main():
+    time.sleep(0.1)
+    print(int(input()) + 1)
+threading.Thread(target=main).start()
+""",
+    "a thread that is waited for in the end": """
+import atexit, threading, time
+lines = []
+def main():
+    time.sleep(0.1)
+    lines.append(int(input()) + 1)
+atexit.register(lambda: print(*lines))
+threading.Thread(target=main).start()
+""",
     "an exit at once": "import os\nprint(int(input()) + 1, flush=True)\nos._exit(0)",
     "a buffer of its own": """
 import os, sys
@@ -1620,7 +1637,23 @@ print(int(input()) + 1)
 def test_a_program_reads_and_ends_as_in_plain_python(own, name):
     with own.session() as env:
         env.reset(inputs=["1\n", "41\n"], outputs=["2\n", "42\n"])
-        assert rewards(env, PROGRAMS[name]) == [1.0]
+        result = env.step(PythonAction(PROGRAMS[name], stdin="7\n"))
+        assert result.reward == 1.0
+        assert result.observation.stdout == "8\n"
+
+
+def test_an_output_may_be_long_in_every_script(own):
+    with own.session() as env:
+        env.reset(inputs=["1"], outputs=["字" * 70_000])
+        assert rewards(env, "print('字' * 70_000)") == [1.0]
+
+
+def test_a_program_whose_threads_never_end_is_wrong(own):
+    code = "import threading\nprint(1)\nthreading.Thread(target=threading.Event().wait).start()"
+    with own.session() as env:
+        env.reset(inputs=["1"], outputs=["1"])
+        result = env.step(code, timeout_s=0.5)
+        assert result.reward == 0.0
 
 
 def test_a_program_that_exits_at_once_with_an_error_is_wrong(own):

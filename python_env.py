@@ -5307,6 +5307,7 @@ class Grader:
         if too_long:
             return Attempt(Outcome(exit_code=1), stderr=too_long, note=too_long)
         attempt = Attempt(TAKEN)
+        late = time.monotonic() + self.limits.step_s / 2
         for turn in range(ATTEMPTS):
             if turn:
                 self.release_worker()
@@ -5317,9 +5318,11 @@ class Grader:
                 if turn == ATTEMPTS - 1:
                     raise
             else:
-                # Killed from outside at every attempt, a worker is taken to have died by the code's
-                # doing (it may use up the machine's memory): so that earns 0.
-                if not (attempt.outcome.taken and self.task.is_judged):
+                # Killed from outside at every attempt, or late, a worker is taken to have died by the
+                # code's doing (it may use up the machine's memory): so that earns 0. Late, because
+                # code that could make its step longer than any client waits would get no reward.
+                is_again = attempt.outcome.taken and time.monotonic() < late
+                if not (is_again and self.task.is_judged):
                     break
         attempt = attempt._replace(note=self.news)
         self.news = ""
@@ -5421,7 +5424,9 @@ class Grader:
                     outcome = await worker.run(seconds, setup=self.task.setup)
                     self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
                     worker.take_output()
+                begun = time.monotonic()
                 outcome = await worker.run(seconds, code=code, stdin=pair.stdin, then="exit")
+                seconds -= time.monotonic() - begun  # which is for all attempts
                 stdout, _ = worker.take_output()
             finally:
                 worker.close()

@@ -1570,6 +1570,26 @@ def test_an_endless_program_is_judged_while_the_client_waits():
         assert time.monotonic() - begun < 3.0
 
 
+# Code that dies late, of a signal that nobody of ours sent: a step's, and a program's with input.
+DYING = """
+import os, sys, time
+if READS and not sys.stdin.read():
+    sys.exit()
+time.sleep(0.8)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("row", [DOUBLE, {"inputs": ["1"], "outputs": ["1"]}], ids=["f", "pair"])
+def test_code_gains_no_time_by_killing_itself(row):
+    code = DYING.replace("READS", str("inputs" in row))
+    with HostedPython(step_s=1.0) as hosted, hosted.session() as env:
+        env.reset(**row)
+        begun = time.monotonic()
+        assert env.step(code).reward == 0.0
+        assert time.monotonic() - begun < 2.0
+
+
 # Each prints its input and one more, as programs for contests do that know more than input().
 PROGRAMS = {
     "open(0)": "print(int(open(0).read()) + 1)",

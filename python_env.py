@@ -5187,7 +5187,9 @@ def folder_is_over(folder: str, limits: Limits) -> bool:
     pending = [folder]
     for path in pending:  # the list grows as we go
         try:
-            entries = [*os.scandir(path)]
+            with os.scandir(path) as found:
+                # No more than it takes to know, because there may be many times as many.
+                entries = [*itertools.islice(found, limits.folder_entries + 1)]
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
                 return True  # nobody needs that deep a tree, or to lock one
@@ -5318,9 +5320,9 @@ class Grader:
                 if turn == ATTEMPTS - 1:
                     raise
             else:
-                # Killed from outside at every attempt, or late, a worker is taken to have died by the
-                # code's doing (it may use up the machine's memory): so that earns 0. Late, because
-                # code that could make its step longer than any client waits would get no reward.
+                # Killed from outside at every attempt, or late, a worker is taken to have died by
+                # the code's doing (it may use up the machine's memory): so that earns 0. Late,
+                # because a step that is longer than its client waits gets no reward.
                 is_again = attempt.outcome.taken and time.monotonic() < late
                 if not (is_again and self.task.is_judged):
                     break

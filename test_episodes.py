@@ -1519,6 +1519,15 @@ time.sleep(0.5)
         assert "files grew over the limit" in seen.feedback
 
 
+def test_a_full_folder_is_not_read_to_its_end(tmp_path, monkeypatch):
+    (tmp_path / "x").touch()
+    (entry,) = os.scandir(tmp_path)
+    many = iter([entry] * 50_000)
+    monkeypatch.setattr(os, "scandir", lambda path: contextlib.nullcontext(many))
+    assert python_env.folder_is_over(str(tmp_path), python_env.LIMITS)
+    assert len([*many]) > 30_000
+
+
 # What tests do in a fork of their judge, which is measured with it.
 EXCESSIVE_TESTS = {
     "its files grew over the limit": """

@@ -5422,10 +5422,9 @@ class Grader:
             try:
                 for stream in worker.streams:  # a character may take four bytes
                     stream.most = self.limits.output_bytes + 4 * len(pair.expected)
-                if self.task.setup:
-                    outcome = await worker.run(seconds, setup=self.task.setup)
-                    self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
-                    worker.take_output()
+                outcome = await self.catch_up(worker)
+                self.refuse_fault(outcome.fault and f"its setup raised {outcome.fault}")
+                worker.take_output()
                 begun = time.monotonic()
                 outcome = await worker.run(seconds, code=code, stdin=pair.stdin, then="exit")
                 seconds -= time.monotonic() - begun  # which is for all attempts
@@ -5446,15 +5445,13 @@ class Grader:
     def begin_worker(self) -> Process:
         """Fork a worker for the next step, and let it come to where the episode is."""
         self.worker = self.spawn_worker()
-        if self.task.setup or self.transcript:
-            self.replaying = asyncio.create_task(self.catch_up(self.worker))
+        self.replaying = asyncio.create_task(self.catch_up(self.worker))
         return self.worker
 
     async def catch_up(self, worker: Process) -> Outcome:
-        """Bring a fresh worker to where the episode is."""
-        outcome = Outcome()
-        if self.task.setup:
-            outcome = await worker.run(self.limits.replay_s, setup=self.task.setup)
+        """Bring a fresh worker to where the episode is. Even if that is its beginning: the fork may
+        have to wait, which is not on the code's own time."""
+        outcome = await worker.run(self.limits.replay_s, setup=self.task.setup)
         if self.transcript and not (outcome.died or outcome.fault):
             outcome = await worker.run(self.limits.replay_s, replay=self.transcript)
         return outcome

@@ -1059,6 +1059,21 @@ def test_a_worker_that_is_killed_three_times_is_the_code_s_own_death(own):
         assert rewards(env, HONEST) == [1.0]
 
 
+@pytest.mark.parametrize("row", [DOUBLE, {"inputs": ["1"], "outputs": ["1"]}], ids=["f", "pair"])
+def test_the_time_that_a_fork_has_to_wait_is_not_the_code_s(own, row):
+    with own.session() as env, ThreadPoolExecutor(1) as pool:
+        env.reset(**DOUBLE)
+        zygote = min(named(own.process.pid, "zygote"))  # not one that it is just forking
+        os.kill(zygote, signal.SIGSTOP)
+        env.reset(**row)
+        code = f"{HONEST}\nprint(1)"
+        playing = pool.submit(env.step, PythonAction(code, timeout_s=0.3))
+        with pytest.raises(concurrent.futures.TimeoutError):
+            playing.result(timeout=2.0)
+        os.kill(zygote, signal.SIGCONT)
+        assert playing.result().reward == 1.0
+
+
 def test_a_worker_that_kills_itself_is_not_tried_again(own):
     code = "open('mark', 'a').close()\nimport os\nos.kill(os.getpid(), 9)"
     with own.session() as env:

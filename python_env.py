@@ -5440,7 +5440,9 @@ class Grader:
     def spawn_worker(self) -> Process:
         if self.is_closed:  # because nobody would end it
             raise ExecutionError("the session was closed")
-        return self.sandbox.spawn("worker", self.seed)
+        # Another seed than the tests', or the code could draw what they will.
+        seed = random.Random(f"the code's, of {self.seed}").getrandbits(32)
+        return self.sandbox.spawn("worker", seed)
 
     def begin_worker(self) -> Process:
         """Fork a worker for the next step, and let it come to where the episode is."""

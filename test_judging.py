@@ -3475,6 +3475,33 @@ for what, code, test in [
             """,
     )
 forgery(
+    "draws what the tests draw",
+    """
+        import random
+        def find(is_less): return random.randrange(10**9)
+        """,
+    tests="""
+        import random
+        secret = random.randrange(10**9)
+        assert find(lambda x: x < secret) == secret
+        """,
+    entry_point="find",
+)
+forgery(
+    "draws what the tests draw by a seed that was given",
+    """
+        import random
+        def find(is_less): return random.randrange(10**9)
+        """,
+    tests="""
+        import random
+        secret = random.randrange(10**9)
+        assert find(lambda x: x < secret) == secret
+        """,
+    entry_point="find",
+    seed=7,
+)
+forgery(
     "a text that makes a class",
     """
         def f(x):

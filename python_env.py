@@ -7832,9 +7832,9 @@ def is_pure(nodes: list[Any]) -> bool:
             case ast.Attribute(value=ast.Name(id=name)) if name in modules:
                 return node.attr in modules[name]
             case ast.Attribute(attr=name):
-                # Frames lead anywhere, as do a metaclass's mro() and what numpy knows of C; a class
-                # may keep what is registered with it.
-                return not re.match("_|(register|mro|ctypes)$|(gi|cr|ag|tb|f|co)_", name)
+                # Frames lead anywhere, as do a metaclass's mro() and pointers in numpy's arrays;
+                # a class may keep what is registered with it.
+                return not re.match("_|(register|mro|ctypes|cast)$|(gi|cr|ag|tb|f|co)_", name)
             case ast.Name(id=name) if name in modules:
                 return node in owners  # as in `module.name`
             case ast.Name(id=name):

@@ -848,9 +848,16 @@ assert f(1) == 0
     assert rewards(env, HONEST, HONEST) == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("name", ["ctypes", "mro"])
+LEADS_ANYWHERE = {
+    "a metaclass's mro": "assert f(1).mro(f(1))",
+    "a pointer of numpy's": "assert f(1).ctypes",
+    "bytes of an array of objects": "import numpy\nassert numpy.array([f], 'O').data.cast('B')",
+}
+
+
+@pytest.mark.parametrize("name", LEADS_ANYWHERE)
 def test_tests_that_may_lead_anywhere_are_not_graded_in_the_judge_itself(name):
-    task = python_env.Task.from_row({"tests": f"assert f(1).{name}", "entry_point": "f"})
+    task = python_env.Task.from_row({"tests": LEADS_ANYWHERE[name], "entry_point": "f"})
     assert not python_env.read_tests(task.sources()).pure
 
 

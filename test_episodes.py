@@ -1724,13 +1724,17 @@ def test_a_step_s_input_is_gone_after_it(own):
         assert run_code(env, "import os\nos.read(0, 9), os.listdir('.')").result == "(b'', [])"
 
 
-def test_no_worker_can_say_that_the_task_is_at_fault(own):
-    code = """
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_no_worker_can_say_that_the_task_is_at_fault(own, number):
+    code = (
+        f"number = {number}"
+        + """
 import json, os
-reply = {"seq": 1, "exit_code": 0, "fault": "NameError in line 1", "result": None}
+reply = {"seq": number, "exit_code": 0, "fault": "NameError in line 1", "result": None}
 body = json.dumps(reply).encode()
 os.write(3, len(body).to_bytes(4, "big") + body)
 """
+    )
     with own.session() as env:
         env.reset(inputs=["1"], outputs=["1"])
         assert rewards(env, code)[0] == 0.0

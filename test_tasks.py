@@ -507,6 +507,20 @@ def test_a_row_that_is_no_task_is_refused_with_the_reason(row, says):
         read_row(row)
 
 
+@pytest.mark.parametrize(
+    "given",
+    ['["def f(): pass", "g"]', ["def f(): pass", "g"], "Thus:\n```python\ndef f(): pass\n```\n"],
+    ids=["a list as JSON", "a list", "Markdown"],
+)
+def test_a_reference_may_be_one_of_several_or_in_markdown(given):
+    task = read_row({"tests": "assert f() is None", "solutions": given})
+    assert task.solution.strip() == "def f(): pass"
+
+
+def test_a_number_is_a_task_id_also_where_pandas_made_it_a_float():
+    assert read_row({"tests": "assert f", "task_id": 3.0}).task_id == "3"
+
+
 HUMAN_PROMPT = '''\
 from typing import List
 import math

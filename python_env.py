@@ -6442,19 +6442,16 @@ KIND_PLACES = {"object": 1, "Field": 1, "Parameter": 3, "Signature": 1}
 
 
 def read_table(
-    table: Any,
-    build: Callable[[str, list], Any],
-    known: Sequence[Any] = (),
-    uses: dict[int, int] | None = None,
-) -> tuple[list, list]:
-    """The items of a message's table, and the values of its rows.
+    table: Any, build: Callable[[str, list], Any], known: Sequence[Any] = ()
+) -> tuple[list, list, dict[int, int]]:
+    """The items of a message's table, the values of its rows, and how often each of these stands
+    somewhere, by its id; a class in one of the KIND_PLACES does not count.
 
     `build` makes a value of a tag and its parts. What comes may be anything, and be refused with
     any exception. Depth is limited, because C code overflows its stack when it hashes or frees what
-    is too deep. `uses` counts how often a row's value stands somewhere, by its id; a class in one
-    of the KIND_PLACES does not count.
+    is too deep.
     """
-    uses = collections.defaultdict(int) if uses is None else uses
+    uses: dict[int, int] = collections.defaultdict(int)
     values: list = []
     depths: list[int] = []
     depth = 0  # of the row that is being read
@@ -6494,7 +6491,7 @@ def read_table(
         depths.append(depth)
     for value, contents in cyclic:
         refill(value, unpack(contents))
-    return unpack(items), values
+    return unpack(items), values, uses
 
 
 # ── Mirrors ───────────────────────────────────────────────────────────────────────────────────────
@@ -6883,8 +6880,7 @@ class Peer:
         self, table: Any, known: list, lent: list, method: str, attribute: str | None
     ) -> Any:
         """The result that an answer holds; the changes that it tells are made here, too."""
-        uses: dict[int, int] = collections.defaultdict(int)
-        (result, *changes), values = read_table(table, self.build, known, uses)
+        (result, *changes), values, uses = read_table(table, self.build, known)
         if uses[id(result)] > 1:  # it stands in a container or a global, too
             self.fresh.discard(self.held.get(id(result), -1))
         if method == "@names":
@@ -6981,8 +6977,7 @@ class Peer:
         # Because the recursion limit is for the code on both ends, and not for what is between.
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
-            uses: dict[int, int] = collections.defaultdict(int)
-            (kwargs, *args), known = read_table(table, self.build, (), uses)
+            (kwargs, *args), known, uses = read_table(table, self.build)
             self.close_classes(known, uses)
             if not self.trusted:
                 args = [self.lend(*each).value if type(each) is Loan else each for each in args]

@@ -8227,11 +8227,8 @@ def report_exception(error: BaseException) -> Ending:
         links += getattr(link, "exceptions", None) or []
     print("".join(links[0].format()), end="", file=sys.stderr)
     line = links[0].stack[-1].lineno if links[0].stack else getattr(error, "lineno", "?")
-    chain = [error]
-    for other in chain:
-        if len(chain) < 99:
-            chain += [each for each in (other.__cause__, other.__context__) if each]
-    refused = any(isinstance(each, PermissionError) for each in chain)
+    ends = [next(link.format_exception_only()) for link in links]
+    refused = any(end.startswith("PermissionError") for end in ends)
     missing = f" ({error.name})" if type(error) is ModuleNotFoundError else ""
     what = f"{type(error).__name__}{missing} in line {line}"
     return Ending(1, error=what, refused=refused)

@@ -6827,9 +6827,9 @@ class Peer:
         self.loans: dict[int, tuple[Any, list]] = {}  # containers, and what they held, by number
         self.watched: dict[int, Watched] = {}
         self.borrowed: list[tuple] = []  # containers of the tests' objects, in the worker
-        self.places = dict(REPLACEABLE)
-        self.unreplaced = self.read_places()
-        self.replaced = self.unreplaced  # what the other end was told of
+        self.places: dict[str, Place] = {}  # which the tests may replace, in the judge
+        self.unreplaced: list = []  # what stood there
+        self.replaced: list = []  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
 
@@ -6843,10 +6843,8 @@ class Peer:
         """
         if self.broken:
             raise ConnectionError(self.broken)
-        if self.trusted:
-            self.tell_replaced()
-        else:
-            self.give_back()
+        self.tell_replaced()
+        self.give_back()
         with self.asking:  # to the end, because what is shared is read and told here
             started = clock()
             serial = next(self.serials)
@@ -6914,7 +6912,8 @@ class Peer:
         return [getattr(owner, name, None) for owner, name in self.places.values()]
 
     def watch_places(self, places: list[str]) -> None:
-        """Tell of what the tests put there, too."""
+        """From now on, tell of what the tests put there, and in the REPLACEABLE places."""
+        self.places = dict(REPLACEABLE)
         for place in places:
             with contextlib.suppress(Exception):  # there is no such module
                 self.places[place] = find_place(place)
@@ -7053,7 +7052,7 @@ class Peer:
                 self.loans[number] = value, read_contents(value)
 
     def give_back(self) -> None:
-        """In the worker: what the code changed in an attribute's container of a test's object is
+        """By the worker: what the code changed in an attribute's container of a test's object is
         bound there anew, where the code may set it at all."""
         del self.borrowed[:-LOANS]
         for place, (mirror, name, value, before) in enumerate([*self.borrowed]):

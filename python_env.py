@@ -7064,8 +7064,6 @@ class Peer:
     def receive(self, number: int, value: Any, is_attribute: bool) -> Any:
         """A result, in the judge. A container that came before is the same object as then, with
         what it holds now; but what an attribute holds only if nothing in it has changed."""
-        if not is_mutable(value):
-            return value
         had = self.watched.get(number)
         if had and had.is_attribute == is_attribute and type(had.value) is type(value):
             # Numbers of what is no result are below zero.
@@ -7383,7 +7381,7 @@ class Peer:
 
     def is_asked(self, value: Any) -> bool:
         """Whether it is an object of a class that the task asks for."""
-        return any(map(self.is_open, type(value).__mro__))
+        return any(self.held.get(id(kind)) in self.open for kind in type(value).__mro__)
 
     def number_method(self, mirror: Any, name: str) -> Callable[..., Any] | None:
         """The method by which a number tells what it holds, unless the task asks for its class."""
@@ -7413,9 +7411,6 @@ class Peer:
         is_new = number is not None and (number in self.fresh or result is mirror)
         if is_made and is_new and self.is_asked(result):
             self.open.add(self.held[id(result)])
-
-    def is_open(self, value: Any) -> bool:
-        return self.held.get(id(value)) in self.open
 
     def close_classes(self, values: list, uses: dict[int, int]) -> None:
         """A class that stands elsewhere than KIND_PLACES say is not only what the task asks for: it

@@ -100,6 +100,7 @@ import logging
 import operator
 import os
 import pathlib
+import pkgutil
 import random
 import re
 import reprlib
@@ -5520,8 +5521,8 @@ class Grader:
 PROGRAM_MODULES = (
     "_signal abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes"
     " dataclasses datetime decimal dis errno fractions functools gc importlib inspect io itertools"
-    " json linecache math numbers operator os pathlib random re select signal socket stat struct"
-    " symtable sys threading time traceback types typing uuid warnings zoneinfo"
+    " json linecache math numbers operator os pathlib pkgutil random re select signal socket stat"
+    " struct symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
@@ -6607,30 +6608,23 @@ def is_coroutine(value: Any) -> bool:
     return isinstance(value, Awaitable) and type(value).__module__ == "builtins"
 
 
-# What tests replace in their own process, so that the code prints to them or reads from them: the
-# module, or class, and the name there. What they mention in a patch() comes to that.
-Place = tuple[Any, str]
-REPLACEABLE: dict[str, Place] = {
-    f"{module.__name__}.{name}": (module, name)
-    for module, names in {
-        sys: "stdin stdout stderr",
-        builtins: "print input",
-        time: "sleep time time_ns monotonic perf_counter process_time",
-        random: "random randint choice",
-        warnings: "filters _showwarnmsg_impl",  # as catch_warnings() does
-    }.items()
-    for name in names.split()
-}
+Place = tuple[Any, str]  # a module, or class, and the name of what stands there
 
 
 def find_place(place: str) -> Place:
     """Of "module.name" or "module.Class.name"; the module is imported."""
-    import pkgutil  # which few tasks need
-
     owner, _, name = place.rpartition(".")
-    return REPLACEABLE.get(place) or (pkgutil.resolve_name(owner), name)
+    return pkgutil.resolve_name(owner), name
 
 
+# What tests replace in their own process, so that the code prints to them or reads from them (the
+# last two, as catch_warnings() does). What they mention in a patch() comes to that.
+REPLACEABLE = words(
+    "sys.stdin sys.stdout sys.stderr builtins.print builtins.input time.sleep time.time"
+    " time.time_ns time.monotonic time.perf_counter time.process_time random.random"
+    " random.randint random.choice warnings.filters warnings._showwarnmsg_impl"
+)
+PLACES = {place: find_place(place) for place in REPLACEABLE}
 REPLACED: dict[str, Any] = {}  # what stood there, in the worker
 
 
@@ -6741,13 +6735,11 @@ def check_hints(hints: Collection[Any], text: re.Pattern) -> None:
 def is_local(name: str, mirror: Any, args: tuple) -> bool:
     """Whether the mirror carries out this method itself: of an exception what Python sets, and what
     makes a class whose methods call super()."""
-    if name in SETTING:
-        own = vars(builtins)[builtin_base(type(mirror))] if is_error(type(mirror)) else None
-        return own is not None and (args[0].startswith("_") or hasattr(own, args[0]))
-    is_meta = isinstance(mirror, type) and issubclass(mirror, type)
-    if name != "__call__" or not is_meta or len(args) != 3 or type(args[2]) is not dict:
-        return False
-    return type(args[2].get("__classcell__")) is types.CellType
+    if name in SETTING and is_error(type(mirror)):
+        own = vars(builtins)[builtin_base(type(mirror))]
+        return args[0].startswith("_") or hasattr(own, args[0])
+    spaces = [each for each in args if type(each) is dict]
+    return name == "__call__" and any("__classcell__" in space for space in spaces)
 
 
 # The attributes of an object, whatever its class says of __dict__.
@@ -6790,7 +6782,7 @@ def permits_special(method: str, target: Any, name: str) -> bool:
         return name in SHOWN or (name == "__dict__" and is_of_tests(target))
     # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
     makes = name == "__init__" or name == "__call__" and isinstance(target, type)
-    if makes and not (is_of_tests(target) or is_error(target)):
+    if makes and not is_of_tests(target):
         return False
     kind: Any = type(target)
     return name in methods_of(kind) | {"__call__"}
@@ -6913,7 +6905,7 @@ class Peer:
 
     def watch_places(self, places: list[str]) -> None:
         """From now on, tell of what the tests put there, and in the REPLACEABLE places."""
-        self.places = dict(REPLACEABLE)
+        self.places = dict(PLACES)
         for place in places:
             with contextlib.suppress(Exception):  # there is no such module
                 self.places[place] = find_place(place)

@@ -6193,7 +6193,7 @@ def is_error(kind: Any) -> bool:
 
 def find_class(module: str, name: str) -> Any:
     """The class of that name in a module of Python's (or numpy) that is imported here, or None."""
-    if module.partition(".")[0] not in STANDARD or module not in sys.modules:
+    if module not in sys.modules:
         return None
     found = vars(sys.modules[module]).get(name, TYPES.get(name))
     is_own = isinstance(found, type) and found.__module__.partition(".")[0] in STANDARD
@@ -6254,8 +6254,8 @@ def links_of(error: Any, with_context: bool) -> tuple | None:
         if each.__context__ is not None and len(chain) < CHAIN:
             chain.append(each.__context__)
     context = error.__context__ if with_context and len(chain) < CHAIN else None
-    links = (error.__cause__, context, error.__suppress_context__)
-    return None if context is error.__cause__ is None and not links[2] else links
+    is_chained = context is not None or error.__cause__ is not None
+    return (error.__cause__, context, error.__suppress_context__) if is_chained else None
 
 
 def link(error: Any, links: tuple | None) -> None:

@@ -6983,26 +6983,25 @@ class Peer:
             values = [error]
         try:
             self.give_back()
-            if self.common and not self.trusted:
-                names = self.common[0]
-                names.update({name: self.ours[0].get(name) for name in names})
-                self.share(names)
             for value, contents in before:
                 if has_changed(value, contents):
-                    values += value, self.find_change(value, contents)
+                    values += value, tuple(read_contents(value))
+            if self.common and not self.trusted:
+                values += self.find_bound(self.common[0])
             reply = self.write_reply(outcome, serial, values, known)
         except Exception as error:  # it is too large, or lets nobody look at it  # noqa: BLE001
             reply = self.write_reply("raise", serial, [ReferenceError(f"{error}"[:200])])
         sys.setrecursionlimit(sys.getrecursionlimit() - OUR_FRAMES)
         self.post(reply)
 
-    def find_change(self, value: Any, before: list) -> tuple:
-        """What a container holds now; of the names that tests use only those bound anew."""
-        now = read_contents(value)
-        if self.common and value is self.common[0]:
-            places = [place for place in range(1, len(now), 2) if now[place] is not before[place]]
-            now = [item for place in places for item in now[place - 1 : place + 1]]
-        return tuple(now)
+    def find_bound(self, names: dict[str, Any]) -> tuple:
+        """Of the names that tests use those that the code has bound anew, as a change of them. No
+        others, because to stand among them again would close a class."""
+        now = {name: self.ours[0].get(name) for name in names}
+        bound = {name: now[name] for name in now if now[name] is not names[name]}
+        names.update(now)
+        self.share(names)
+        return (names, tuple(read_contents(bound))) if bound else ()
 
     def write_reply(self, outcome: str, serial: int, values: list, known: Any = ()) -> bytes:
         return frame([outcome, serial, write_table(values, self.take_apart, known)[0]])

@@ -7009,8 +7009,6 @@ class Peer:
     def perform(self, method: str, target: Any, args: list, kwargs: dict) -> Any:
         if self.trusted and not self.permits(method, target, *args[:1]):
             raise AttributeError(f"{method} of an object of the tests' is not to be had")
-        if self.trusted and target is type and len(args) + len(kwargs) > 1:
-            raise TypeError("no class is made of the graded code's methods on the tests' side")
         if method == "@await":
             return self.advance(target, *args)
         result = call_method(method, target, args, kwargs)

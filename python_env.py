@@ -7610,13 +7610,10 @@ def is_runner(node: ast.expr) -> bool:
     return False
 
 
-def find_test_classes(source: Source) -> dict[str, dict[str, Any]]:
+def find_test_classes(source: Source, used: set[str]) -> dict[str, dict[str, Any]]:
     """The classes that unittest or pytest would run, by name, with their methods, inherited ones as
-    well."""
+    well. `used`: the names that something in the source uses."""
     classes = [node for node in source.tree.body if isinstance(node, ast.ClassDef)]
-    bases = {base for node in classes for base in node.bases}
-    # Not what symtable says: since Python 3.12 it knows nothing of what a comprehension reads.
-    used = {node.id for node in {*source.nodes} - bases if isinstance(node, ast.Name)}
     methods: dict[str, dict[str, Any]] = {}
     tests: dict[str, dict[str, Any]] = {}
     for node in classes:
@@ -7636,12 +7633,14 @@ def find_test_classes(source: Source) -> dict[str, dict[str, Any]]:
 def uncalled_tests(source: Source) -> dict[str, Any]:
     """The test functions, and the methods of unittest's and pytest's classes, that nothing in the
     source calls, by name: "test_one", "TestAll.test_two"."""
-    used = {node.id for node in source.nodes if isinstance(node, ast.Name)}
+    bases = {base for node in source.nodes for base in getattr(node, "bases", ())}
+    # Not what symtable says: since Python 3.12 it knows nothing of what a comprehension reads.
+    used = {node.id for node in {*source.nodes} - bases if isinstance(node, ast.Name)}
     found: dict[str, Any] = {}
     for node in source.tree.body:
         if isinstance(node, ast.FunctionDef) and node.name not in used:
             found[node.name] = node
-    for owner, methods in find_test_classes(source).items():
+    for owner, methods in find_test_classes(source, used).items():
         found |= {f"{owner}.{name}": each for name, each in methods.items()}
     found = {name: each for name, each in found.items() if "skip" not in decorators(each)}
     return {name: found[name] for name in found if name.rpartition(".")[2].startswith("test")}
@@ -7713,10 +7712,9 @@ def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
                 owners.append(owner)
             case ast.Subscript(value=owner, ctx=ast.Store() | ast.Del()):
                 owners.append(owner)
-            case ast.BinOp(left=left, right=right) if is_made(left):
-                owners.append(right)
-            case ast.Compare(left=left, comparators=others) if is_made(left):
-                owners += others
+            case ast.BinOp() | ast.Compare():
+                made = [*filter(is_made, ast.iter_child_nodes(node))]
+                owners += made[1:]  # where there are two
     names = {node.id for node in used + owners if isinstance(node, ast.Name)}
     return name in names or any(map(is_made, owners))
 

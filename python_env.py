@@ -7395,17 +7395,17 @@ class Peer:
     def open_result(self, mirror: Any, name: str, result: Any) -> None:
         """What came of calling an open class, or of an operator of an open object, is open where
         its class is."""
-        number = self.held.get(id(result))
+        number = self.held.get(id(result), -1)
         is_made = name == "__call__" and isinstance(mirror, type) or name in ARITHMETIC | UNARY
-        is_new = number is not None and (number in self.fresh or result is mirror)
+        is_new = number in self.fresh or result is mirror
         if is_made and is_new and self.is_asked(result):
-            self.open.add(self.held[id(result)])
+            self.open.add(number)
 
     def close_classes(self, values: list, uses: dict[int, int]) -> None:
         """A class that stands elsewhere than KIND_PLACES say is not only what the task asks for: it
         may stand where a function should."""
         for value in values:
-            if isinstance(value, type) and uses[id(value)]:
+            if uses[id(value)]:
                 self.open.discard(self.held.get(id(value), -1))
 
     def refuse(self, mirror: Any, name: str, operand: Any) -> Any:

@@ -6732,7 +6732,7 @@ def check_hints(hints: Collection[Any], text: re.Pattern) -> None:
             check_hints(getattr(hint, "__args__", hint), text)
 
 
-def is_local(name: str, mirror: Any, args: tuple) -> bool:
+def is_local(name: str, mirror: Any, args: list) -> bool:
     """Whether the mirror carries out this method itself: of an exception what Python sets, and what
     makes a class whose methods call super()."""
     if name in SETTING and is_error(type(mirror)):
@@ -7326,8 +7326,7 @@ class Peer:
         def method(*given: Any, **kwargs: Any) -> Any:
             if not given:  # a function in a class, without `self`
                 return self.request("@get", owner, name)(**kwargs)
-            mirror, *rest = given
-            args = tuple(rest)
+            mirror, *args = given
             number = self.held.get(id(mirror))
             if is_guarded and not self.shows(mirror, name, args):
                 return self.refuse(mirror, name, args[0])
@@ -7355,7 +7354,7 @@ class Peer:
     # calling a class the task asks for, or by an operator on such, and arrived but once. Any other
     # could answer `f(x) == 3.14` with a lie, or learn from `f(x) - 3.14` what to say.
 
-    def shows(self, mirror: Any, name: str, operands: tuple) -> bool:
+    def shows(self, mirror: Any, name: str, operands: list) -> bool:
         """Whether an operator of this object is shown these operands."""
         if all(id(value) in self.held for value in operands):
             return True
@@ -7422,7 +7421,7 @@ class Peer:
         """The mirrored class that `kind` inherits from, or None."""
         return next((base for base in kind.__mro__ if id(base) in self.held), None)
 
-    def call_inherited(self, number: int, item: Any, name: str, args: tuple, kwargs: dict) -> Any:
+    def call_inherited(self, number: int, item: Any, name: str, args: list, kwargs: dict) -> Any:
         """What a mirrored class, of this number, does for an object of a subclass."""
         kind = class_of(item)
         if name in SETTING or item is kind and name != "@get":
@@ -7922,16 +7921,15 @@ class Score:
     def find_fault(self, error: BaseException) -> str:
         """Whether the tests themselves raised it: they import what is not there, or use a name that
         nobody defines. An exception of the candidate's was raised again by our own code."""
-        last = origin(error)
-        code = last and last.tb_frame.f_code
-        if not last or not code or code.co_filename not in ("<tests>", "<helpers>"):
+        last: Any = origin(error)
+        code = last.tb_frame.f_code
+        undefined = isinstance(error, NameError) and error.name in self.tests.facts.undefined
+        is_fault = undefined or isinstance(error, ImportError)
+        if not is_fault or code.co_filename not in ("<tests>", "<helpers>"):
             return ""
         if dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS":  # perhaps what was returned
             return ""
-        undefined = isinstance(error, NameError) and error.name in self.tests.facts.undefined
-        if undefined or isinstance(error, ImportError):
-            return describe_fault("the tests", error)
-        return ""
+        return describe_fault("the tests", error)
 
     @contextlib.contextmanager
     def loop(self) -> Iterator[None]:

@@ -5996,7 +5996,6 @@ class Title:
 FRAME_BYTES = 16 * 2**20  # of one frame; checked before it is read
 NESTING = 5_000  # of a frame's brackets, whatever recursion limit the tests have set
 DEPTH = 1_000  # rows that hold one another
-CHAIN = 20  # exceptions of which each was raised while another was handled
 LOOPS = 30  # containers of one message that hold what comes after them: cyclic ones
 REFERENCES = 100_000  # objects that one end knows of the other's
 INT64 = 2**63
@@ -6247,13 +6246,9 @@ def is_failure(error: Any) -> bool:
 
 
 def links_of(error: Any, with_context: bool) -> tuple | None:
-    """The cause of an exception, its context, if that is nobody's secret and no long story, and
-    whether only the cause is shown. None: it has neither."""
-    chain = [error]
-    for each in chain:
-        if each.__context__ is not None and len(chain) < CHAIN:
-            chain.append(each.__context__)
-    context = error.__context__ if with_context and len(chain) < CHAIN else None
+    """The cause of an exception, its context, if that is nobody's secret, and whether only the
+    cause is shown. None: it has neither."""
+    context = error.__context__ if with_context else None
     is_chained = context is not None or error.__cause__ is not None
     return (error.__cause__, context, error.__suppress_context__) if is_chained else None
 

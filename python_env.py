@@ -7238,8 +7238,7 @@ class Peer:
             return self.theirs[number]
         facts = describe(types.FunctionType) if is_function else self.request("@describe", number)
         name, module, doc, meta, given, methods = facts
-        kept = [base for base in given if self.may_be_base(base)]
-        bases = [self.root if base is None else base for base in kept]
+        bases = [self.root if base is None else base for base in filter(self.may_be_base, given)]
         check_class((name, module, doc or ""), bases, methods)
         # It keeps the methods of what it holds, lest it lie about that.
         holders = (base for base in bases if issubclass(base, HOLDERS))
@@ -7284,7 +7283,9 @@ class Peer:
         deepcopy = self.forward("@deepcopy")
         get = self.forward("@get")
 
-        def ask(mirror: Any, name: str) -> Any:
+        def ask(mirror: Any, name: str, /) -> Any:
+            if name.startswith("__") and name not in READABLE:
+                raise AttributeError(name)
             value = get(mirror, name)
             if self.trusted:
                 return check_special(name, value)
@@ -7292,14 +7293,9 @@ class Peer:
                 self.borrowed.append((mirror, name, value, read_contents(value)))
             return value
 
-        def get_missing(mirror: Any, name: str, /) -> Any:
-            if name.startswith("__") and name not in READABLE:
-                raise AttributeError(name)
-            return ask(mirror, name)
-
         space: dict[str, Any] = {
             **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
-            "__getattr__": get_missing,
+            "__getattr__": ask,
             # Python would find these in the mirror itself, where there is nothing.
             "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
             "__annotations__": property(lambda mirror: ask(mirror, "__annotations__")),

@@ -8756,8 +8756,6 @@ def rehearse(result_chars: int, null: int) -> Worker:
     names = vars(worker.interpreter.module)
     before = dict(names)
     judge_line = Line(far_line)
-    # As a step sets them: they are not what tests have put there.
-    sys.stdin, sys.stdout, sys.stderr = worker.interpreter.streams
     for _ in range(12):
         server.sendall(frame({"seq": 0, "code": REHEARSED, "stdin": None, "then": "serve"}))
         judge = threading.Thread(target=rehearse_judge, args=(judge_line,))

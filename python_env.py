@@ -6090,8 +6090,6 @@ def make_empty(kind: type) -> Callable[[], Any]:
     return lambda: kind()
 
 
-TIME_PARTS = ("hour", "minute", "second", "microsecond", "tzinfo", "fold")
-
 # What crosses by content, and arrives as exactly this type. TAKE tells what a value is made of, and
 # MAKE what makes it of that, where the type does not. None of it runs code of the sender's choice.
 TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
@@ -6106,8 +6104,8 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     uuid.UUID: lambda value: [value.hex],
     zoneinfo.ZoneInfo: lambda value: [value.key],
     array.array: lambda value: [value.typecode, value.tobytes()],
-    datetime.date: lambda value: [value.year, value.month, value.day],
-    datetime.time: lambda value: [getattr(value, name) for name in TIME_PARTS],
+    datetime.date: lambda value: [value.isoformat()],
+    datetime.time: lambda value: [value.replace(tzinfo=None).isoformat(), value.tzinfo, value.fold],
     datetime.datetime: lambda value: [value.date(), value.timetz()],
     inspect.Parameter: lambda value: [value.name, value.kind, value.default, value.annotation],
     inspect.Signature: lambda value: [[*value.parameters.values()], value.return_annotation],
@@ -6126,8 +6124,10 @@ MAKE: dict[type, Callable[..., Any]] = {
     fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
     array.array: lambda typecode, data: array.array(typecode, memoryview(data).tobytes()),
     # Not of the bytes that pickle knows, which nobody checks.
-    datetime.date: lambda year, month, day: datetime.date(year, month, day),
-    datetime.time: lambda *parts: datetime.time(*parts[:5], fold=parts[5]),
+    datetime.date: datetime.date.fromisoformat,
+    datetime.time: lambda text, tzinfo, fold: datetime.time.fromisoformat(text).replace(
+        tzinfo=tzinfo, fold=fold
+    ),
     datetime.datetime: datetime.datetime.combine,
     re.Pattern: re.compile,
     type(int | str): lambda *kinds: functools.reduce(operator.or_, kinds),

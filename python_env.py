@@ -6143,12 +6143,9 @@ MAKE: dict[type, Callable[..., Any]] = {
     # Empty, because what would fill it may have no end.
     collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),
 }
-REDUCED: tuple[type, ...] = (
-    *(complex, range, slice, types.GenericAlias, decimal.Decimal),
-    *(datetime.timedelta, datetime.timezone),
-    *(pathlib.PosixPath, pathlib.PurePosixPath),
-    *(collections.defaultdict, collections.deque),
-)
+REDUCED: set[type] = {complex, range, slice, types.GenericAlias, decimal.Decimal}
+REDUCED |= {datetime.timedelta, datetime.timezone, pathlib.PosixPath, pathlib.PurePosixPath}
+REDUCED |= {collections.defaultdict, collections.deque}
 TAKE |= dict.fromkeys(REDUCED, reduce_arguments)
 
 # These are made empty and filled afterwards; what was changed in one of them travels back.

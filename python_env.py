@@ -7132,19 +7132,14 @@ class Peer:
             return Row("ndarray", [value.dtype.str, shape, value.tobytes()])
         if is_coroutine(value):
             return Row("awaits", [self.number(value)])
-        return self.take_plainly(value) or self.take_object(value)
-
-    def take_plainly(self, value: Any) -> Row | None:
-        """What the candidate's functions return crosses by content, as far as it has any."""
-        if self.trusted or id(value) in self.ours:
-            return None
-        for base in (list, set, frozenset, dict):
-            if isinstance(value, base):
-                return Row("is", [base(value)])
-        return None
+        return self.take_object(value)
 
     def take_object(self, value: Any) -> Row:
         kind = type(value)
+        bases = [base for base in (list, set, frozenset, dict) if isinstance(value, base)]
+        if bases and not self.trusted and id(value) not in self.ours:
+            # What the candidate's functions return crosses by content, as far as it has any.
+            return Row("is", [bases[0](value)])
         if self.trusted and is_failure(value):
             # Its text tells what the tests expect; and the code may keep it from whoever counts.
             self.has_failed = True

@@ -6730,8 +6730,9 @@ def is_local(name: str, mirror: Any, args: list) -> bool:
     if name in SETTING and is_error(type(mirror)):
         own = vars(builtins)[builtin_base(type(mirror))]
         return args[0].startswith("_") or hasattr(own, args[0])
-    spaces = [each for each in args if type(each) is dict]
-    return name == "__call__" and any("__classcell__" in space for space in spaces)
+    return name == "__call__" and any(
+        type(each) is dict and "__classcell__" in each for each in args
+    )
 
 
 # The attributes of an object, whatever its class says of __dict__.

@@ -7625,8 +7625,11 @@ def uncalled_tests(source: Source) -> dict[str, Any]:
             found[node.name] = node
     for owner, methods in find_test_classes(source, used).items():
         found |= {f"{owner}.{name}": each for name, each in methods.items()}
-    found = {name: each for name, each in found.items() if "skip" not in decorators(each)}
-    return {name: found[name] for name in found if name.rpartition(".")[2].startswith("test")}
+    return {
+        name: each
+        for name, each in found.items()
+        if each.name.startswith("test") and "skip" not in decorators(each)
+    }
 
 
 def decorators(node: Any) -> str:

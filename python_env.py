@@ -6833,8 +6833,7 @@ class Peer:
         with self.asking:  # to the end, because what is shared is read and told here
             started = clock()
             serial = next(self.serials)
-            lent = [*filter(is_mutable, args)] if self.trusted else []
-            if lent:
+            if self.trusted:
                 args = tuple(Loan(-id(it), it) if is_mutable(it) else it for it in args)
             table, known = write_table([kwargs or None, *args], self.take_apart)
             known += self.common
@@ -6843,8 +6842,7 @@ class Peer:
             outcome, table = self.exchange(serial, question)
             answered = clock()
             try:
-                attribute = args[0] if method == "@get" else None
-                result = self.take_reply(table, known, lent, method, attribute)
+                result = self.take_reply(table, known, method, args)
             except Exception as error:  # noqa: BLE001
                 # Of a kind that hardly any test expects: it must not pass for the code's own.
                 raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
@@ -6859,10 +6857,9 @@ class Peer:
             raise RuntimeError("StopIteration")
         raise result
 
-    def take_reply(
-        self, table: Any, known: list, lent: list, method: str, attribute: str | None
-    ) -> Any:
+    def take_reply(self, table: Any, known: list, method: str, args: tuple) -> Any:
         """The result that an answer holds; the changes that it tells are made here, too."""
+        attribute = args[0] if method == "@get" else None
         (result, *changes), values, uses = read_table(table, self.build, known)
         if uses[id(result)] > 1:  # it stands in a container or a global, too
             self.fresh.discard(self.held.get(id(result), -1))
@@ -6877,8 +6874,9 @@ class Peer:
                 target.update({name: value for name, value in bound if name in self.shown})
             elif is_mutable(target):
                 refill(target, items)
-        for each in lent:
-            self.watch(-id(each), each)
+        for each in args:
+            if type(each) is Loan:
+                self.watch(*each)
         if type(result) is Loan:
             result = self.receive(*result, attribute is not None)
         if self.common:

@@ -3474,6 +3474,19 @@ for what, code, test in [
             assert f(3) == 9
             """,
     )
+for what, wanted in [("a dict", "{3: 1009}"), ("an object", "Box(1009)")]:
+    forgery(
+        f"a pickle of the name of {what} that the tests expect",
+        "def f(x): return b'c__main__\\nWANTED\\n.'",
+        tests=f"""
+            import dataclasses, pickle
+            @dataclasses.dataclass
+            class Box:
+                x: int
+            WANTED = {wanted}
+            assert pickle.loads(f(3)) == WANTED
+            """,
+    )
 forgery(
     "draws what the tests draw",
     """

@@ -8298,6 +8298,8 @@ class Mailbox:
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
+HEAP_TYPE = 1 << 9  # of a class's flags: made at run time
+CHANGEABLE = HEAP_TYPE | 1 << 8  # and not IMMUTABLETYPE besides
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
 
@@ -8342,9 +8344,11 @@ class Judge:
         eval(repr(point)); and that must not be a program. What stands in the tests may be one."""
         if event == "pickle.find_class":
             found = getattr(sys.modules.get(given[0]), given[1], None)
-            # Of the tests' names the classes: by any other it would be given what they expect.
-            is_class = isinstance(found, type) and is_of_tests(found)
-            if not (id(found) in NAMES or is_class or is_error(found)):
+            # Only what it cannot change: it may set the attributes of a class that is written in
+            # Python, and so its __eq__. Nor what the tests know by a name of theirs.
+            is_fixed = isinstance(found, type) and found.__flags__ & CHANGEABLE != HEAP_TYPE
+            is_known = id(found) in NAMES or is_error(found)
+            if not (is_fixed and is_known or id(found) in self.peer.held):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")
         elif event == "exec":
             caller = sys._getframe(1)

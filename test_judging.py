@@ -3523,6 +3523,21 @@ forgery(
     tests="assert eval(f(2)) == 2",
 )
 forgery(
+    "a pickle that gives the tests' class another __eq__",
+    r"""
+        def f(x):
+            to_class = b'c__main__\nBox\nN}(X\x06\x00\x00\x00__eq__cbuiltins\nbool\nu\x86b'
+            return b'\x80\x02' + to_class + b'K\x01\x85R.'
+        """,
+    tests="""
+        import dataclasses, pickle
+        @dataclasses.dataclass
+        class Box:
+            x: int
+        assert pickle.loads(f(3)) == Box(1009)
+        """,
+)
+forgery(
     "a text that empties the tests' list",
     """
         class P:

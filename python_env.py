@@ -1043,8 +1043,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         if prompts is not None:
             columns["prompt"] = prompts
         rows = rows_of(columns, completions)
-        with ThreadPoolExecutor(max(workers, 1), "score") as threads:
-            return list(threads.map(self._scorer.score, completions, rows))
+        return self._scorer.score_all(completions, rows, workers)
 
     def tasks(self) -> list[dict[str, Any]]:
         """The server's tasks, as GET /tasks lists them. Raises ConnectionFailed."""
@@ -4326,7 +4325,28 @@ class Scorer:
         self.link = link
         self.options = options
         self.idle: list[PythonEnv] = []
+        self.busy: dict[int, PythonEnv] = {}  # by the thread that uses it
         self.joining: dict[PythonEnv, float] = {}  # those that wait for a place: since when
+        self.is_stopped = False
+
+    def score_all(
+        self, completions: Sequence[Any], rows: list[dict], workers: int
+    ) -> list[float | None]:
+        self.is_stopped = False
+        with ThreadPoolExecutor(max(workers, 1), "score") as threads:
+            try:
+                return list(threads.map(self.score, completions, rows))
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        """After a Ctrl-C: cut off what runs, because the pool waits for it."""
+        self.is_stopped = True
+        for session in [*self.busy.values()]:
+            if session._wire.connection:
+                with contextlib.suppress(OSError):  # it is over already
+                    session._wire.connection.socket.shutdown(socket.SHUT_RDWR)
 
     def score(self, completion: Any, row: dict[str, Any]) -> float | None:
         """One reward, by a session that nobody else uses meanwhile."""
@@ -4339,9 +4359,12 @@ class Scorer:
                 session = self.idle.pop()
             except IndexError:
                 session = PythonEnv(self.link.base_url, **self.options)
+            self.busy[threading.get_ident()] = session
             try:
                 given: dict[str, Any] = read_row(row) | {"max_steps": 1}
                 seen = self.begin(session, given).observation
+                if self.is_stopped:  # before this one could be cut off
+                    raise ConnectionFailed("score() was interrupted")
                 # The prompt as the server tells it, because its own tasks' rows are not here.
                 prompt = validate(str, seen.prompt, ("prompt",))
                 code = complete_code(extract_code(completion), {**given, "prompt": prompt})
@@ -4354,6 +4377,8 @@ class Scorer:
                     self.idle.append(session)
                     break
                 session.close()
+                if self.is_stopped:
+                    return None
                 self.recover()
             else:
                 self.idle.append(session)
@@ -4362,6 +4387,8 @@ class Scorer:
                     timer.daemon = True
                     timer.start()
                 return reward if seen.tests_total else None
+            finally:
+                del self.busy[threading.get_ident()]
         log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
         return None
 

@@ -9,13 +9,17 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from conftest import DOUBLE
+from conftest import HERE
 from conftest import HONEST
 from conftest import Launched
+from conftest import descendants
 from conftest import eventually
 from conftest import named
 from conftest import sessions
@@ -239,6 +243,26 @@ def test_a_completion_that_is_far_too_long_earns_nothing(client):
 def test_a_column_of_another_length_is_refused(client):
     with pytest.raises(InvalidRequest, match="columns of 2 values each, but `helpers` has 1"):
         client.score([HONEST] * 2, tests=[DOUBLE["tests"]] * 2, helpers=["x = 1"])
+
+
+INTERRUPTED = """
+import python_env
+with python_env.PythonEnv(server_args=["--step-timeout=60"]) as env:
+    print("ready", flush=True)
+    env.score(["while True: pass"] * 20, tests=["assert f()"] * 20)
+"""
+
+
+def test_ctrl_c_ends_what_runs():
+    command = [sys.executable, "-c", INTERRUPTED]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=HERE, text=True, stdout=pipe, stderr=pipe) as child:
+        assert child.stdout.readline() == "ready\n"
+        eventually(lambda: len(descendants(child.pid)) > 8)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)  # sooner than the steps' own time-out
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert "no verdict" not in errors
 
 
 def test_a_text_is_no_batch(client):

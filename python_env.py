@@ -28,17 +28,17 @@ session      one client's connection; it has one episode at a time
 worker       the process that runs the agent's code: hostile, locked down, fresh each graded step
 judge        the process that holds the hidden tests. It never runs the agent's code
 zygote       the bare interpreter that workers and judges are forked from, because forking is fast
-transcript   the code of the judged steps, which ended by themselves; a fresh worker replays it
+transcript   the code of the judged steps that neither timed out nor died; a fresh worker replays it
 handle       what stands in the judge for an object that stays in the worker: a mirror of it
 line         the socket between a judge and a worker
 outcome      how a step's code ended: by itself, by its time-out, or with its process
-score        the share of the tests that passed, from which the reward is made
+score        the share of the tests that passed: the reward, or with reward="gain" what it grew by
 sampler      what looks at the workers now and then, and ends those with too many threads or files
 
 The life of a graded step
 -------------------------
  1. Ahead of time, while the agent still thinks, a worker is forked and replays the transcript.
- 2. The step arrives at the server's pump, which goes on reading: a client that leaves ends it.
+ 2. The step comes over a WebSocket (chapter 9), which is read on: a client that leaves ends it.
  3. The code runs in that worker; what it prints is captured. It is interrupted when its time is
     over, and killed a second later.
  4. The judge gets the worker's line, a socket, by way of the server.
@@ -60,7 +60,7 @@ Part I, the environment, reads like a story: 1 errors and limits, 2 models, 3 ta
 and tasks at work (validation, JSON schema, task formats and files, check, flags), 9 HTTP/1.1, the
 messages' meaning, WebSockets, the table of sessions, 10 the client's connection, its embedded
 server, Docker and the Hub, 11 sandbox and grading, 12 worker program (isolation: the system calls,
-wire, tests, judge, zygote), 13 the page and the built-in tasks.
+values, tests, judge, zygote), 13 the page and the built-in tasks.
 Beside the file: test_judging.py holds the attacks and forgeries, to which five lines add one.
 """
 
@@ -205,7 +205,8 @@ __all__ = [
 
 log = logging.getLogger("python_env")
 
-# Part I: the environment
+# Part I: the environment. Names that it does not define: those of chapters 2, 3, 4 and 7 are in 8,
+# of 5 in 10 or 8, of 6 in 9 or 8; Grader, Sandbox and Attempt in 11; Facts and read_tests() in 12.
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 # 1. Errors and limits
@@ -215,9 +216,9 @@ log = logging.getLogger("python_env")
 class PythonEnvError(Exception):
     """The base of all that this module raises on purpose: it says expected, got and remedy.
 
-    The class attributes are what a peer is told: `code` in OpenEnv's error message, `status` over
-    HTTP, and `ends_session`, whether a WebSocket is closed with it. `retry_s`: seconds after which
-    our client tries to connect again; None: it does not.
+    The class attributes are what a peer is told: `code` in OpenEnv's error message (a ServerError
+    in our client), `status` over HTTP, and `ends_session`, whether a WebSocket is closed with it.
+    `retry_s`: seconds after which our client tries to connect again; None: it does not.
     """
 
     code = "EXECUTION_ERROR"
@@ -257,7 +258,6 @@ class ExecutionError(PythonEnvError, RuntimeError):
     """The request was well-formed, but cannot be carried out: no episode, it is over, or the
     grading itself failed, which is never the agent's fault and therefore pays no reward."""
 
-    code = "EXECUTION_ERROR"
     status = 409
 
 
@@ -484,7 +484,7 @@ class Task:
 
     A task has `tests`, or `pairs`, or neither ("repl": nothing to judge, and never solved). `facts`
     (what the tests take from the candidate, and how many there are) is None until they were read:
-    by read(), or by a session's judge.
+    by read(), as a file is loaded, or by a session's judge.
     """
 
     task_id: str
@@ -502,7 +502,7 @@ class Task:
     facts: Facts | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        most = LIMITS.source_bytes
+        most = LIMITS.source_bytes  # no server's own: a task is made without one
         for name, text in self.sources().items():
             if not isinstance(text, str):
                 raise InvalidRequest(f"{name} must be a string, not {type(text).__name__}")
@@ -515,7 +515,7 @@ class Task:
             raise InvalidRequest(f"judge: expected 'apart' or 'inside', got {echo(self.judge)!r}")
 
     def sources(self) -> dict[str, str]:
-        """What the judge needs to know of it."""
+        """Its texts, by name."""
         names = ("tests", "helpers", "setup", "solution", "entry_point", "prompt")
         return {name: getattr(self, name) for name in names}
 
@@ -551,10 +551,10 @@ class Task:
         """The task in a data set's row; see find_format(). Columns that mean nothing here are
         passed over. Raises InvalidRequest, with the columns by their names."""
         columns = {name: value for name, value in row.items() if value not in (None, "", [], {})}
-        read = find_format(columns)
-        if read is None:
+        reader = find_format(columns)
+        if reader is None:
             raise InvalidRequest(describe_no_tests(row))
-        fields = read_columns(read, columns)
+        fields = read_columns(reader, columns)
         for name in columns.keys() & {"difficulty", "judge"}:
             fields[name] = str(columns[name])
         return cls(task_id=task_id_of(columns, default_id), **fields)
@@ -581,7 +581,7 @@ def load_tasks(path: str | os.PathLike[str], skip_bad: bool = False) -> dict[str
     if bad:
         report_bad_lines(path, bad, skip_bad)
     if not tasks:
-        raise InvalidRequest(f"tasks file {path}: no tasks: expected one JSON object a line")
+        raise InvalidRequest(f"tasks file {path}: no tasks: none of its lines is one")
     return tasks
 
 
@@ -630,11 +630,11 @@ class ResetRequest:
 
 @dataclass
 class PythonResetRequest(ResetRequest):
-    """What PythonEnvironment takes besides the columns of an inline task."""
+    """What PythonEnvironment takes besides an inline task's columns; as do OPTIONS (chapter 8)."""
 
     task_id: str | int | float | None = described("One of the server's tasks, or 'repl'", None)
     max_steps: int | None = described("Fewer steps than the server's limit", None, ge=1)
-    reward: Literal["score", "gain"] | None = described("gain: improvement only", None)
+    reward: Literal["score", "gain"] | None = described("null: score; gain: improvement", None)
 
 
 class PythonEnvironment(Environment[PythonAction, PythonObservation]):
@@ -663,14 +663,15 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         Raises InvalidRequest (no such task, or no tests in the columns), FactoryError.
         """
         options = known_fields(PythonResetRequest, row)
-        task = await self.grader.read(await read_aside(self.choose_task, options, row))
-        steps = [options.max_steps, self.limits.task_steps if task.is_judged else None]
+        task = await read_aside(self.choose_task, options, row)
+        task = await self.grader.read(task)  # a client's own: its judge finds out the facts
+        bounds = [options.max_steps, self.limits.task_steps if task.is_judged else None]
         self.task = task
         self.pays_gain = options.reward == "gain"
         self.episode = PythonState(
             episode_id=options.episode_id or secrets.token_hex(8),
             task_id=task.task_id,
-            max_steps=min((most for most in steps if most), default=None),
+            max_steps=min((most for most in bounds if most), default=None),
         )
         await self.grader.begin(task, options.seed)
         return PythonObservation(
@@ -701,7 +702,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         that must not teach a model anything, so there is no reward then.
         """
         episode = self.episode
-        if episode.done:
+        if episode.done:  # which the session does not know where the last step raised
             raise ExecutionError("the episode is over: call reset() to begin another")
         seconds = action.timeout_s or timeout_s or self.limits.step_s
         most = self.limits.step_max_s
@@ -1237,6 +1238,7 @@ class Server:
         return Reply({"detail": "see /docs"}, 307, {"Location": f"{up}docs"})
 
     async def get_ws(self, request: Request) -> Reply:
+        """From 101 on, chapter 9 answers the WebSocket's messages, by Session.call()."""
         if not request.is_upgrade:
             raise HTTPError(426, "/ws speaks WebSocket", {"Upgrade": "websocket"})
         return Reply(b"", 101)
@@ -1402,7 +1404,7 @@ def add_serve(commands: Any) -> None:
     limit("session-wait", "session_wait_s", wait, number(float, 0))
     limit("step-timeout", "step_s", "seconds of a step that names no timeout_s", seconds)
     limit("max-step-timeout", "step_max_s", "the most that a step may ask for", seconds)
-    flag("memory-mb", LIMITS.memory_mb, "MiB that an interpreter may have", number(int, 64))
+    limit("memory-mb", "memory_mb", "MiB that an interpreter may have", number(int, 64))
     limit("idle-timeout", "ws_idle_s", "seconds; HTTP: at most 300", number(float, 1))
     flag("preload", "", "modules to import before each fork, as numpy,pandas", comma_list)
     flag("allow-origin", "", "sites whose pages may call, as https://a.org; * for all", comma_list)
@@ -1466,8 +1468,6 @@ def add_check(commands: Any) -> None:
 
 def run_check(given: argparse.Namespace) -> int:
     tasks, bad = read_tasks(Path(given.file))
-    if not tasks and not bad:
-        raise InvalidRequest(f"tasks file {given.file}: no tasks: expected one JSON object a line")
     rows = [BadRow("", words) for words in bad]
     rows += asyncio.run(check_tasks([*tasks.values()], given.preload))
     print_report(len(tasks) + len(bad), rows, given.json)
@@ -2324,7 +2324,8 @@ def find_task(tasks: Mapping[str, Task], name: str) -> Task:
 
 
 def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
-    """The tasks of a file, and what is wrong with its other lines."""
+    """The tasks of a file, and what is wrong with its other lines. Raises InvalidRequest where
+    there is no line at all."""
     tasks: dict[str, Task] = {}
     lines = {REPL.task_id: 0}
     bad = []
@@ -2341,6 +2342,8 @@ def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
             tasks[task.task_id] = task
         except (ValueError, RecursionError) as error:
             bad.append(f"line {number}: {error}")
+    if not tasks and not bad:
+        raise InvalidRequest(f"tasks file {path}: no tasks: expected one JSON object a line")
     return tasks, bad
 
 

@@ -679,7 +679,7 @@ match g:
     "the builtins' own name": "run = __builtins__['eval']\nfor __builtins__ in (): pass",
     "a name of numpy and of another module": """
 import numpy as found
-run = found.random.bit_generator.re.enum.bltns.eval
+run = found.random.bit_generator.re.enum.sys.modules['builtins'].eval
 if f(1) == 0:
     import random as found
 """,

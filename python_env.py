@@ -1842,14 +1842,9 @@ def decode_json(name: str, value: Any) -> Any:
         raise InvalidRequest(f"`{name}` {words}") from None
 
 
-# As the tests of KodCode begin, and many that a model wrote: the code has no file of that name.
-FROM_SOLUTION = re.compile(r"(?m)^from solution import [\w, ]+$")
-
-
 def read_own(columns: Columns) -> Columns:
-    names = ("setup", "helpers", "entry_point")
+    names = ("tests", "setup", "helpers", "entry_point")
     return {
-        "tests": FROM_SOLUTION.sub("", text_of(columns, "tests", "test")),
         **{name: text_of(columns, name) for name in names},
         "prompt": text_of(columns, "prompt", *PROMPTS),
         "solution": solution_of(columns),
@@ -1927,10 +1922,14 @@ def read_mbpp(columns: Columns) -> Columns:
     }
 
 
+# As KodCode's tests begin, though there is no file of that name.
+FROM_SOLUTION = re.compile(r"(?m)^from solution import [\w, ]+$")
+
+
 def read_pairs(columns: Columns) -> Columns:
     """Inputs and outputs: of a function where one is named, and else of a whole program."""
     if has_code(columns) and FROM_SOLUTION.search(columns["test"]):
-        return read_own(columns)
+        return read_own(columns | {"tests": FROM_SOLUTION.sub("", columns["test"])})
     if "input_output" in columns:
         columns = columns | decode_json("input_output", columns["input_output"])
     cases = cases_of(columns)

@@ -7171,7 +7171,7 @@ class Peer:
 
     def take_object(self, value: Any) -> Row:
         kind = type(value)
-        bases = [base for base in (list, set, frozenset, dict) if isinstance(value, base)]
+        bases = [base for base in (list, set, frozenset, dict) if issubclass(kind, base)]
         if bases and not self.trusted and id(value) not in self.ours:
             # What the candidate's functions return crosses by content, as far as it has any.
             return Row("is", [bases[0](value)])

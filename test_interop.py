@@ -184,7 +184,8 @@ def test_the_official_client_hears_why_it_gets_no_session(official, server, tmp_
 
     broken = tmp_path / "broken"
     broken.mkdir()
-    program = "import python_env as p; p.serve(lambda: 1 / 0, p.PythonAction, port=0)"
+    program = "import logging, python_env as p; logging.disable()\n"
+    program += "p.serve(lambda: 1 / 0, p.PythonAction, port=0)"
     with Launched(broken, command=("-c", program)) as one:
         assert "(code: FACTORY_ERROR)" in official(BAD_MESSAGES, one.url, "")
 

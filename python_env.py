@@ -1937,12 +1937,7 @@ def read_pairs(columns: Columns) -> Columns:
         raise InvalidRequest("no tests: not one pair of an input and an output")
     if len(cases) > MOST_ITEMS:
         raise InvalidRequest(f"{len(cases):,} pairs; the limit is {MOST_ITEMS:,}")
-    metadata = columns.get("metadata", {})
-    if isinstance(metadata, str):
-        metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
-    function = columns.get("fn_name") or metadata.get("func_name", "")
-    if len(str(function)) > 255:  # each of the tests repeats it
-        raise InvalidRequest("fn_name: expected a function's name; it has over 255 characters")
+    function = function_of(columns)
     fields: Columns = {
         "prompt": prompt_of(columns),
         "setup": text_of(columns, "setup"),
@@ -1960,6 +1955,17 @@ def read_pairs(columns: Columns) -> Columns:
         arguments = given if isinstance(given, list) else [given]
         tests.append(f"assert same({entry}({', '.join(map(repr, arguments))}), {wanted!r})")
     return fields | {"entry_point": entry, "tests": "\n".join(tests), "helpers": SAME}
+
+
+def function_of(columns: Columns) -> str:
+    """The name of the function that a row's inputs are for; "": they are for a program."""
+    metadata = columns.get("metadata", {})
+    if isinstance(metadata, str):
+        metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
+    function = str(columns.get("fn_name") or metadata.get("func_name", ""))
+    if len(function) > 255:  # each of the tests repeats it
+        raise InvalidRequest("fn_name: expected a function's name; it has over 255 characters")
+    return function
 
 
 # What the data sets' own harnesses put before a class: `List[int]` in a signature that they give

@@ -1339,7 +1339,7 @@ def serve(
     `environment` is the class, or any callable that makes one. Without `observation` and `state`
     their models are read off the return annotations of its step() and state(). `options` are
     fields of Service: name, description, limits, token, allow_origin, allow_host. Raises OSError
-    when the address cannot be had.
+    when the address cannot be had, TypeError when a model cannot travel as JSON.
     """
     options.setdefault("name", getattr(environment, "__name__", "environment"))
     models = find_models(environment, observation, state)
@@ -1922,12 +1922,13 @@ def read_mbpp(columns: Columns) -> Columns:
     }
 
 
-# As KodCode's tests begin, though there is no file of that name.
+# As KodCode's tests begin. There is no such file: the name is the candidate's to define.
 FROM_SOLUTION = re.compile(r"(?m)^from solution import [\w, ]+$")
 
 
 def read_pairs(columns: Columns) -> Columns:
-    """Inputs and outputs: of a function where one is named, and else of a whole program."""
+    """Inputs and outputs: of a function where one is named, and else of a whole program. Or the
+    tests of KodCode, which stand in a column `test` as SandboxFusion's inputs do."""
     if has_code(columns) and FROM_SOLUTION.search(columns["test"]):
         return read_own(columns | {"tests": FROM_SOLUTION.sub("", columns["test"])})
     if "input_output" in columns:
@@ -4347,6 +4348,7 @@ class Scorer:
     def score_all(
         self, completions: Sequence[Any], rows: list[dict], workers: int
     ) -> list[float | None]:
+        """The rewards, in this order; by so many workers, which are threads here."""
         self.is_stopped = False
         with ThreadPoolExecutor(max(workers, 1), "score") as threads:
             try:
@@ -5409,7 +5411,8 @@ class Grader:
 
     async def run_and_judge(self, worker: Process, action: PythonAction, seconds: float) -> Attempt:
         task = self.task
-        deadline = time.monotonic() + seconds
+        begun = time.monotonic()
+        deadline = begun + seconds
         then = "exit" if task.pairs else ""
         if task.tests:
             then = "inside" if self.judges_inside else "serve"
@@ -5419,7 +5422,7 @@ class Grader:
         if outcome.died:
             self.sandbox.counters["worker_deaths"] += 1
         if task.pairs and not outcome.taken:
-            verdict = await self.judge_pairs(action.code, seconds, deadline)
+            verdict = await self.judge_pairs(action.code, seconds, begun)
             return attempt._replace(verdict=verdict)
         if not task.tests or outcome.timed_out or outcome.died:
             return attempt
@@ -5440,14 +5443,14 @@ class Grader:
         self.transcript.append((action.code, action.stdin))
         return attempt._replace(verdict=verdict)
 
-    async def judge_pairs(self, code: str, seconds: float, deadline: float) -> Verdict:
-        """Run the step's code alone, as a program, once for each pair of input and output. The
-        deadline is that of the run that the agent sees."""
+    async def judge_pairs(self, code: str, seconds: float, begun: float) -> Verdict:
+        """Run the step's code alone, as a program, once for each pair of input and output. `begun`:
+        when the run began that the agent sees."""
         passed = 0
         # With that run shorter than the longest step, for which clients wait, whatever each takes.
         most = max(seconds, self.limits.step_max_s - seconds)
         least = min(seconds, self.limits.step_s)
-        end = max(deadline - seconds + most, time.monotonic() + least)
+        end = max(begun + most, time.monotonic() + least)
         for pair in self.task.pairs:
             left = min(seconds, end - time.monotonic())
             if left <= 0:
@@ -6653,12 +6656,14 @@ def find_place(place: str) -> Place:
 
 # What tests replace in their own process, so that the code prints to them or reads from them (the
 # last two, as catch_warnings() does). What they mention in a patch() comes to that.
-REPLACEABLE = words(
-    "sys.stdin sys.stdout sys.stderr builtins.print builtins.input time.sleep time.time"
-    " time.time_ns time.monotonic time.perf_counter time.process_time random.random"
-    " random.randint random.choice warnings.filters warnings._showwarnmsg_impl"
-)
-PLACES = {place: find_place(place) for place in REPLACEABLE}
+REPLACEABLE = {
+    place: find_place(place)
+    for place in words(
+        "sys.stdin sys.stdout sys.stderr builtins.print builtins.input time.sleep time.time"
+        " time.time_ns time.monotonic time.perf_counter time.process_time random.random"
+        " random.randint random.choice warnings.filters warnings._showwarnmsg_impl"
+    )
+}
 REPLACED: dict[str, Any] = {}  # what stood there, in the worker
 
 
@@ -6938,7 +6943,7 @@ class Peer:
 
     def watch_places(self, places: list[str]) -> None:
         """From now on, tell of what the tests put there, and in the REPLACEABLE places."""
-        self.places = dict(PLACES)
+        self.places = dict(REPLACEABLE)
         for place in places:
             with contextlib.suppress(Exception):  # there is no such module
                 self.places[place] = find_place(place)
@@ -7177,10 +7182,10 @@ class Peer:
 
     def take_object(self, value: Any) -> Row:
         kind = type(value)
-        bases = [base for base in (list, set, frozenset, dict) if issubclass(kind, base)]
-        if bases and not self.trusted and id(value) not in self.ours:
+        plain = next((it for it in (list, set, frozenset, dict) if issubclass(kind, it)), None)
+        if plain and not self.trusted and id(value) not in self.ours:
             # What the candidate's functions return crosses by content, as far as it has any.
-            return Row("is", [bases[0](value)])
+            return Row("is", [plain(value)])
         if self.trusted and is_failure(value):
             # Its text tells what the tests expect; and the code may keep it from whoever counts.
             self.has_failed = True
@@ -7812,8 +7817,8 @@ def is_pure(nodes: list[Any]) -> bool:
     owners = {node.value for node in nodes if isinstance(node, ast.Attribute)}
 
     def is_listed(imported: ast.alias) -> bool:
-        """Whether it is, and its name means no other module: what is listed for that could be used
-        of this."""
+        """Whether the module is one of PURE_MODULES, and its name here means no other module, too:
+        of both would be allowed what is listed for the last."""
         listed = modules[imported.asname or imported.name]
         return listed is PURE_MODULES.get(imported.name)
 
@@ -7840,7 +7845,7 @@ def is_pure(nodes: list[Any]) -> bool:
             case ast.Name(id=name) if name in modules:
                 return node in owners  # as in `module.name`
             case ast.Name(id=name):
-                # Whatever else is bound to a name of Python's own, it means that until then.
+                # A name of Python's own means what it does there until the tests bind it.
                 is_own = hasattr(builtins, name) or name.startswith("__")
                 return name in PURE_BUILTINS or not is_own
         return True
@@ -8340,8 +8345,8 @@ class Mailbox:
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
-HEAP_TYPE = 1 << 9  # of a class's flags: made at run time
-CHANGEABLE = HEAP_TYPE | 1 << 8  # and not IMMUTABLETYPE besides
+HEAP_TYPE = 1 << 9  # of a class's flags: it was made at run time, and can be changed,
+IMMUTABLE_TYPE = 1 << 8  # unless it has this flag as well
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
 
@@ -8388,7 +8393,8 @@ class Judge:
             found = getattr(sys.modules.get(given[0]), given[1], None)
             # Only what it cannot change: it may set the attributes of a class that is written in
             # Python, and so its __eq__. Nor what the tests know by a name of theirs.
-            is_fixed = isinstance(found, type) and found.__flags__ & CHANGEABLE != HEAP_TYPE
+            flags = found.__flags__ if isinstance(found, type) else HEAP_TYPE
+            is_fixed = flags & IMMUTABLE_TYPE or not flags & HEAP_TYPE
             is_known = id(found) in NAMES or is_error(found)
             if not (is_fixed and is_known or id(found) in self.peer.held):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")

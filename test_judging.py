@@ -3487,33 +3487,21 @@ for what, wanted in [("a dict", "{3: 1009}"), ("an object", "Box(1009)")]:
             assert pickle.loads(f(3)) == WANTED
             """,
     )
-forgery(
-    "draws what the tests draw",
-    """
-        import random
-        def find(is_less): return random.randrange(10**9)
-        """,
-    tests="""
-        import random
-        secret = random.randrange(10**9)
-        assert find(lambda x: x < secret) == secret
-        """,
-    entry_point="find",
-)
-forgery(
-    "draws what the tests draw by a seed that was given",
-    """
-        import random
-        def find(is_less): return random.randrange(10**9)
-        """,
-    tests="""
-        import random
-        secret = random.randrange(10**9)
-        assert find(lambda x: x < secret) == secret
-        """,
-    entry_point="find",
-    seed=7,
-)
+for how, options in [("", {}), (" by a seed that was given", {"seed": 7})]:
+    forgery(
+        f"draws what the tests draw{how}",
+        """
+            import random
+            def find(is_less): return random.randrange(10**9)
+            """,
+        tests="""
+            import random
+            secret = random.randrange(10**9)
+            assert find(lambda x: x < secret) == secret
+            """,
+        entry_point="find",
+        **options,
+    )
 forgery(
     "a text that makes a class",
     """

@@ -37,7 +37,7 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 def test_every_line_is_played_or_refused():
-    assert len(PLAYED) + len(REFUSED) == len(CASES) == 35
+    assert len(PLAYED) + len(REFUSED) == len(CASES) == 37
 
 
 @pytest.mark.parametrize("case", PLAYED, ids=name_of)
@@ -132,6 +132,23 @@ def test_the_hints_of_a_signature_that_was_given_need_no_import(server: Launched
     with server.session() as env:
         assert graded(env, code, row).reward == 1.0
         assert graded(env, "class Solution:\n    def add(self, nums): return 0", row).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("code", "reward"),
+    [
+        ("def add(a, b): return a + b", 1.0),
+        ("class Solution:\n    def add(self, a, b): return a + b", 1.0),
+        ("class Solution:\n    def add(self, a, b): return 3", 0.5),
+        ("", 0.0),
+    ],
+)
+def test_where_no_signature_is_given_an_answer_is_a_function_or_a_method(
+    server: Launched, code, reward
+):
+    row = {"fn_name": "add", "inputs": [[1, 2], [5, 6]], "outputs": [3, 11]}
+    with server.session() as env:
+        assert graded(env, code, row).reward == reward
 
 
 def test_an_infinite_argument_or_output_is_one(server: Launched):

@@ -1756,6 +1756,7 @@ def model_schema(model: Any) -> dict:
 Columns = dict[str, Any]
 
 PROMPTS = (
+    "problem",
     "problem_description",
     "question",
     "question_content",
@@ -1843,6 +1844,14 @@ def decode_json(name: str, value: Any) -> Any:
 
 
 def read_own(columns: Columns) -> Columns:
+    """Tests that are code; or DeepCoder's, which are cases, listed in JSON or as it reads."""
+    tests = columns["tests"]
+    if isinstance(tests, str) and re.match(r"\s*(\[\s*)?\{\s*\"", tests):
+        tests = decode_json("tests", tests)
+    if isinstance(tests, dict):
+        return read_pairs(columns | {"input_output": tests})
+    if isinstance(tests, list) and isinstance(tests[0], dict):
+        return read_pairs(columns | tests[0] | {"test": tests})  # each of them names the function
     names = ("tests", "setup", "helpers", "entry_point")
     return {
         **{name: text_of(columns, name) for name in names},
@@ -1980,7 +1989,7 @@ def function_of(columns: Columns) -> str:
     metadata = columns.get("metadata", {})
     if isinstance(metadata, str):
         metadata = decode_json("metadata", metadata) if metadata[:1] == "{" else {}
-    function = str(columns.get("fn_name") or metadata.get("func_name", ""))
+    function = str(columns.get("fn_name") or metadata.get("func_name") or "")
     if len(function) > 255:  # each of the tests repeats it
         raise InvalidRequest("fn_name: expected a function's name; it has over 255 characters")
     return function

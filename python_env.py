@@ -2188,17 +2188,23 @@ def rows_of(columns: Mapping[str, Any], completions: Sequence[Any]) -> list[dict
 
 
 def last_said(value: Any, role: str) -> Any:
-    """Of chat messages, which are objects with a `content`, what the last one of this role says;
-    any other value as it is. A content is text, or a list of parts with texts."""
+    """Of chat messages, what the last one of this role says; any other value as it is. A message is
+    a mapping or an object with a `content`, which is text, or a list of parts with texts."""
     if not value or not isinstance(value, (list, tuple)):
         return value
-    if not all(isinstance(each, Mapping) and {"role", "content"} & each.keys() for each in value):
+    messages = [parts_of(each) for each in value]
+    if not all({"role", "content"} & each.keys() for each in messages):
         return value
-    said = [each.get("content") for each in value if each.get("role", role) == role]
+    said = [each.get("content") for each in messages if each.get("role", role) == role]
     content = said[-1] if said else ""
     if isinstance(content, list):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        content = "".join(str(parts_of(part).get("text") or "") for part in content)
     return str(content or "")
+
+
+def parts_of(value: Any) -> Mapping[str, Any]:
+    """Of a mapping, or of a model as clients of OpenAI's API and verifiers have them."""
+    return value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
 
 
 # A fence four columns further in than the first is one in a docstring. A block that nobody closes

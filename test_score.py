@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +88,12 @@ CHATS = [
         {"role": "assistant", "content": "x = 1\n"},
     ],
     [{"role": "assistant", "content": [{"type": "image", "text": None}, {"text": "x = 1\n"}]}],
+    # As verifiers and OpenAI's client have them.
+    [
+        SimpleNamespace(role="user", content="?"),
+        SimpleNamespace(role="assistant", content="x = 1\n"),
+    ],
+    [SimpleNamespace(role="assistant", content=[SimpleNamespace(text="x = 1\n")])],
 ]
 
 

@@ -469,13 +469,13 @@ class StepResult(Model, Generic[ObservationT]):
 
 class Pair(NamedTuple):
     """A test of a program: what it reads, and what it has to print (white space at the end of a
-    line, and at the end of all, does not count)."""
+    line or of all does not count, nor do zeros at the end of a number with a fraction)."""
 
     stdin: str
     expected: str
 
     def holds(self, stdout: str) -> bool:
-        return printed_lines(stdout) == printed_lines(self.expected)
+        return is_same_output(stdout, self.expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -2406,8 +2406,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
 
 
-def printed_lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().split("\n")]
+def is_same_output(printed: str, expected: str) -> bool:
+    lines = printed.rstrip().split("\n")
+    wanted = expected.rstrip().split("\n")
+    return len(lines) == len(wanted) and all(map(is_same_line, lines, wanted))
+
+
+def is_same_line(line: str, wanted: str) -> bool:
+    words = line.rstrip().split(" ")
+    wanted_words = wanted.rstrip().split(" ")
+    return len(words) == len(wanted_words) and all(map(is_same_word, words, wanted_words))
+
+
+def is_same_word(word: str, wanted: str) -> bool:
+    """As text; or, of a number with a fraction, in value, because 0.5 and 0.50 are right alike."""
+    if word == wanted or "." not in wanted:
+        return word == wanted
+    try:
+        return decimal.Decimal(word) == decimal.Decimal(wanted)
+    except ArithmeticError:  # not both are numbers
+        return False
 
 
 def report_bad_lines(path: str | os.PathLike[str], bad: list[str], skip_bad: bool) -> None:
@@ -5519,7 +5537,8 @@ class Grader:
             finally:
                 worker.close()
             if not outcome.taken:
-                return outcome.exit_code == 0 and pair.holds(stdout)
+                # In a thread, because a pair may be of megabytes.
+                return outcome.exit_code == 0 and await asyncio.to_thread(pair.holds, stdout)
         return False
 
     # ── The episode's workers ──

@@ -21,6 +21,7 @@ from conftest import graded
 from python_env import TESTS
 from python_env import EnvClient
 from python_env import InvalidRequest
+from python_env import Pair
 from python_env import PythonEnv
 from python_env import ServerError
 from python_env import Task
@@ -149,6 +150,37 @@ def test_where_no_signature_is_given_an_answer_is_a_function_or_a_method(
     row = {"fn_name": "add", "inputs": [[1, 2], [5, 6]], "outputs": [3, 11]}
     with server.session() as env:
         assert graded(env, code, row).reward == reward
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("0.5", "0.50"),
+        ("a 3 -1.5000 b", "a 3.0 -1.5 b"),
+        ("x \n\ny\n", "x\n\ny"),
+    ],
+)
+def test_an_output_that_means_the_same_is_right(printed, expected):
+    assert Pair("", expected).holds(printed)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("0.51", "0.50"),
+        ("90071992547409.93", "90071992547409.92"),
+        ("2.0", "2"),  # where a whole number is asked for
+        ("011", "11"),
+        ("1.0001", "1.0"),
+        ("nan", "1.0"),
+        ("1.2.3", "1.2.30"),
+        ("a.  b", "a. b"),
+        ("1.0 2.0", "1.0"),
+        ("x\ny", "x\n\ny"),
+    ],
+)
+def test_an_output_that_means_something_else_is_wrong(printed, expected):
+    assert not Pair("", expected).holds(printed)
 
 
 def test_an_infinite_argument_or_output_is_one(server: Launched):

@@ -1,6 +1,7 @@
 """Real trainers, three steps each on the CPU. By hand, because PyTorch alone is gigabytes:
 
-python -m venv trainers && trainers/bin/pip install torch trl jmespath skyrl-gym pytest websockets
+python -m venv trainers
+trainers/bin/pip install torch trl jmespath skyrl-gym verl verifiers pytest websockets
 trainers/bin/python -m pytest -m trainers test_trainers.py
 
 The model is tiny and randomly initialised, and so it would never write a program. Therefore its
@@ -10,6 +11,7 @@ tool calls, rewards, advantages, losses, steps of the optimizer. Nothing is down
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import sys
@@ -216,3 +218,47 @@ def test_an_environment_of_skyrl_gym(tmp_path):
     assert [turn["reward"] for turn in turns] == [0.0, 0.5, 1.0]
     assert [turn["done"] for turn in turns] == [False, False, True]
     assert "1 of 2 tests passed" in turns[1]["observations"][0]["content"]
+
+
+def test_the_reward_manager_of_verl_scores_programs():
+    """Its threads share one client; what it calls a ground truth is a column of ours."""
+    numpy = pytest.importorskip("numpy")
+    torch = pytest.importorskip("torch")
+    verl = pytest.importorskip("verl")
+    naive = pytest.importorskip("verl.experimental.reward_loop.reward_manager.naive")
+    omegaconf = pytest.importorskip("omegaconf")
+    truth = json.dumps({"inputs": ["1", "4"], "outputs": ["2", "8"]})
+    programs = ["print(2 * int(input()))", "print(2)", "print("]
+
+    class Bytes:
+        def decode(self, ids: Any, skip_special_tokens: bool) -> str:
+            return bytes(map(int, ids)).decode()
+
+    def as_batch(program: str) -> Any:
+        tokens = torch.tensor([[*f"```python\n{program}\n```".encode()]])
+        tensors = {"responses": tokens, "attention_mask": torch.ones_like(tokens)}
+        others = {"data_source": "ours", "reward_model": {"ground_truth": truth}, "extra_info": {}}
+        columns = {name: numpy.array([it], dtype=object) for name, it in others.items()}
+        return verl.DataProto.from_dict(tensors=tensors, non_tensors=columns)
+
+    with PythonEnv() as env:
+
+        def compute_score(solution_str: str, ground_truth: str, **_: Any) -> float | None:
+            return env.score([solution_str], input_output=[ground_truth])[0]
+
+        async def score_all() -> list[dict[str, Any]]:
+            manager = naive.NaiveRewardManager(
+                omegaconf.OmegaConf.create({}), Bytes(), compute_score
+            )
+            return await asyncio.gather(*(manager.run_single(as_batch(it)) for it in programs))
+
+        found = asyncio.run(score_all())
+    assert [each["reward_score"] for each in found] == [1.0, 0.5, 0.0]
+
+
+def test_messages_of_verifiers_are_completions():
+    verifiers = pytest.importorskip("verifiers.v1")
+    said = [f"```python\n{program}\n```" for program in PROGRAMS]
+    chats = [[verifiers.AssistantMessage(content=text)] for text in said]
+    with PythonEnv() as env:
+        assert env.score(chats, tests=[TASK["tests"]] * len(chats)) == [*REWARDS]

@@ -3910,6 +3910,9 @@ def get_json(url: str, headers: dict, timeout_s: float, ssl: SSLContext | None =
         try:
             with opener.open(request, timeout=timeout_s) as answer:
                 found.append(dict(json.loads(answer.read(REPLY_BYTES))))
+        except urllib.error.HTTPError as error:
+            error.close()  # because it holds the answer
+            found.append(error)
         except Exception as error:  # noqa: BLE001
             found.append(error)
 
@@ -5860,13 +5863,19 @@ SIGKILL = 9  # plain numbers: an enum's methods cost a fresh process dear
 
 
 def readable_paths() -> list[str]:
-    """What Python itself needs to read after a fork: its modules, and the system's libraries beside
-    those that are loaded. Not the whole prefix: what is readable can be a channel from one step to
-    a later one, by its time of access."""
+    """What Python itself needs to read after a fork: its modules, and the libraries beside those
+    that are loaded. Not the whole prefix: what is readable can be a channel from one step to a
+    later one, by its time of access."""
+    modules = os.path.dirname(os.__file__)
     with open("/proc/self/maps") as maps:
         libraries = {line.split(None, 5)[5].strip() for line in maps if ".so" in line}
-    folders = {os.path.dirname(path) for path in libraries if not is_within(path, sys.base_prefix)}
-    paths = [*sys.path, os.path.dirname(os.__file__), *folders, *libraries, *SYSTEM_FILES.split()]
+    beside: list[str] = []
+    for folder in {*map(os.path.dirname, libraries)}:
+        if is_within(modules, folder):  # and all else that is installed with them, as in conda's
+            beside += [entry.path for entry in os.scandir(folder) if ".so" in entry.name]
+        else:
+            beside.append(folder)
+    paths = [*sys.path, modules, *beside, *libraries, *SYSTEM_FILES.split()]
     return [path for path in paths if os.path.isabs(path)]
 
 
@@ -7563,6 +7572,7 @@ class Source:
         # The module's own, and those of nested scopes that mean the module's.
         symbols = [each for scope in scopes for each in scope.get_symbols() if each.is_global()]
         self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+        self.reads.discard("__conditional_annotations__")  # Python's own, since 3.14
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
     def note_import(self, node: Any) -> None:

@@ -17,6 +17,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import websockets
 
 import python_env
 from conftest import BUSY_S
@@ -1439,6 +1441,21 @@ def test_it_can_be_served_under_a_profiler(tmp_path):
     profiled = ("-m", "cProfile", "-o", str(tmp_path / "profile"), file, "serve", "--port", "0")
     with Launched(tmp, command=profiled) as server:
         assert_it_plays(server)
+
+
+SYSTEM_PYTHON = "/usr/bin/python3"  # whose prefix, /usr, holds all libraries of the system
+NEW_ENOUGH = "import sys; sys.exit(sys.version_info < (3, 10))"
+
+
+def test_workers_of_the_system_s_python_load_the_system_s_libraries(tmp_path, monkeypatch):
+    if not Path(SYSTEM_PYTHON).exists() or subprocess.call([SYSTEM_PYTHON, "-c", NEW_ENOUGH]):
+        pytest.skip("the system has no Python of its own, or an old one")
+    monkeypatch.setattr(sys, "executable", SYSTEM_PYTHON)
+    packages = str(Path(websockets.__file__).parent.parent)
+    with Launched(tmp_path, PYTHONPATH=packages) as server, server.session() as env:
+        env.reset(**IN_REPL)
+        # numpy needs this one, and Python itself does not.
+        assert run_code(env, "import ctypes\nctypes.CDLL('libstdc++.so.6')").exit_code == 0
 
 
 def test_it_starts_with_few_descriptors(tmp_path):

@@ -334,6 +334,7 @@ def score_in_a_child(env, queue):
     queue.put(env.score([HONEST, WRONG], tests=[DOUBLE["tests"]] * 2))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_scores_with_sessions_of_its_own(client):
     assert client.score([HONEST, WRONG], tests=[DOUBLE["tests"]] * 2) == [1.0, 0.0]
     fork = multiprocessing.get_context("fork")

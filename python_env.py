@@ -8022,16 +8022,19 @@ class Score:
 
     def find_fault(self, error: BaseException) -> str:
         """Whether the tests themselves raised it: they import what is not there, or use a name that
-        nobody defines. An exception of the candidate's was raised again by our own code."""
+        nobody defines."""
         last: Any = origin(error)
         code = last.tb_frame.f_code
-        undefined = isinstance(error, NameError) and error.name in self.tests.facts.undefined
-        is_fault = undefined or isinstance(error, ImportError)
-        if not is_fault or code.co_filename not in ("<tests>", "<helpers>"):
+        # An exception of the candidate's is raised by our own code, or by a `raise` of the tests,
+        # or where it is thrown into their generator; and nothing of it is asked, for it may lie.
+        step = dis.opname[code.co_code[last.tb_lasti]]
+        is_own = code.co_filename in ("<tests>", "<helpers>") and step.startswith(
+            ("IMPORT", "LOAD")
+        )
+        if not (is_own and isinstance(error, (ImportError, NameError))):
             return ""
-        if dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS":  # perhaps what was returned
-            return ""
-        return describe_fault("the tests", error)
+        is_fault = isinstance(error, ImportError) or error.name in self.tests.facts.undefined
+        return describe_fault("the tests", error) if is_fault else ""
 
     @contextlib.contextmanager
     def loop(self) -> Iterator[None]:

@@ -3900,6 +3900,25 @@ forgery(
         """,
 )
 forgery(
+    "an exception that is thrown into the tests' generator passes for their own fault",
+    """
+        class E(ImportError): pass
+        def f(xs): xs.throw(E())
+        """,
+    tests="assert f(x for x in range(3)) == 3",
+)
+forgery(
+    "an exception that is asked for its name ends the judge",
+    """
+        class NameError(Exception):
+            @property
+            def name(self): raise NameError
+        NameError.__module__ = 'builtins'
+        def f(x): raise NameError
+        """,
+    tests="assert f(3) == 9",
+)
+forgery(
     "what stands in a function's place is told that it was called",
     """
         import subprocess

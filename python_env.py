@@ -4896,8 +4896,13 @@ class SessionJudge:
             reply = await outcome_of(preparing)
             if "bad" in reply:
                 return Verdict(fault=str(reply["bad"])[:1_000])
-            message = {"seconds": seconds, "seed": seed}
+            seal = secrets.token_hex(8)
+            message = {"seconds": seconds, "seed": seed, "seal": seal}
             report = await process.ask(message, worker.line.fileno())
+            # Else it is what tests wrote to where the code told them to, as to its file.
+            if report.get("seal") != seal:
+                self.close()
+                return Verdict()
             if "died" in report:
                 raise EOFError(f"its fork ended with {report['died']}")
         except BROKEN:
@@ -8423,17 +8428,27 @@ IMMUTABLE_TYPE = 1 << 8  # unless it has this flag as well
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
 
+def hide(fd: int) -> socket.socket:
+    """A socket, at a number that nobody can guess: tests may open, and so close, what the graded
+    code returned in the place of a path."""
+    import fcntl
+
+    hidden = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16 + os.urandom(1)[0] % 96)
+    os.close(fd)
+    return socket.socket(fileno=hidden)
+
+
 class Judge:
     """Holds the tests of a session's task, and grades one worker after another.
 
     The server sends {"task": {its sources by name}, "facts"} and gets {"facts"} or {"bad": words};
-    then, as often as it likes, {"seconds", "seed"} with the line to a worker, and gets the report
-    of Score.run() with "fit" (may this process grade again?) and "broken" (why the line broke).
-    {"died": status} is the report of a fork that ended without one."""
+    then, as often as it likes, {"seconds", "seed", "seal"} with the line to a worker, and gets the
+    report of Score.run() with "fit" (may this process grade again?), "broken" (why the line broke)
+    and the seal. {"died": status} is the report of a fork that ended without one."""
 
     def __init__(self, sock: socket.socket, isolation: Isolation) -> None:
-        self.sock = sock
-        self.mailbox = Mailbox(sock)
+        self.sock = hide(sock.detach())
+        self.mailbox = Mailbox(self.sock)
         self.isolation = isolation
         self.pid = os.getpid()
         self.folder = os.getcwd()
@@ -8504,7 +8519,8 @@ class Judge:
             os.close(self.mailbox.take_fds(1)[0])
             _, status = os.waitpid(child, 0)
             if os.waitstatus_to_exitcode(status) != REPORTED:
-                self.tell({"died": os.waitstatus_to_exitcode(status)})
+                died = os.waitstatus_to_exitcode(status)
+                self.tell({"died": died, "seal": message["seal"]})
             return
         try:
             self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG: a fork does not inherit it
@@ -8518,14 +8534,15 @@ class Judge:
     def grade(self, message: dict) -> None:
         if self.worker:
             self.worker.close()
-        self.worker = socket.socket(fileno=self.mailbox.take_fds(1)[0])
+        self.worker = hide(self.mailbox.take_fds(1)[0])
         self.peer = peer = Peer(Line(self.worker), True)
         report = self.run(peer, message)
         if peer.broken:
             self.worker.close()
         peak = self.isolation.resource.getrusage(self.isolation.resource.RUSAGE_SELF).ru_maxrss
         fit = not (report.get("late") or peer.broken or os.listdir(self.folder))
-        self.tell({**report, "fit": fit and peak < 262_144, "broken": peer.broken})
+        report |= {"fit": fit and peak < 262_144, "broken": peer.broken, "seal": message["seal"]}
+        self.tell(report)
 
     def run(self, peer: Peer, message: dict) -> dict:
         seed_random(message["seed"])

@@ -2968,6 +2968,35 @@ forgery(
         assert f(4) == 12
         """,
 )
+REPORT_TEXT = """
+def report():
+    import json
+    facts = json.dumps({'passed': 2, 'solved': True, 'fit': False})
+    return '\\0\\0\\0' + chr(len(facts)) + facts
+"""
+forgery(
+    "descriptors in the place of a path, to which the tests write a report",
+    REPORT_TEXT + "def f(x): return {path: report() for path in range(3, 128)}",
+    tests="""
+        for path, text in f(2).items():
+            try:
+                with open(path, "w") as file: file.write(text)
+            except OSError: pass
+        assert f(2) == 6
+        assert f(3) == 9
+        """,
+)
+forgery(
+    "a descriptor in the place of a path, which the tests close",
+    "def f(x): return x",
+    tests="""
+        for path in (3, 4, 5):
+            try:
+                with open(f(path)) as file: file.write("x")
+            except OSError: pass
+        assert f(2) == 6
+        """,
+)
 # Through the names that answers tell of.
 LENT = (
     FIND_PEER

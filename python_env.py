@@ -6925,6 +6925,7 @@ class Peer:
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
         self.returned: set[int] = set()  # ids of objects of ours that the other end gave back
+        self.foreign: set[Any] = set()  # code of its texts, and where pickles of its are read
         self.classes: set[str] = set()  # the names that the task asks for as classes
         self.has_failed = False  # an assertion of a library's, where the graded code could hide it
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
@@ -7466,8 +7467,10 @@ class Peer:
         if isinstance(mirror, type) or not self.is_asked(mirror):
             return False  # what a metaclass says is believed as little as any other object
         number = self.held.get(id(mirror))
-        if number is None:  # an object of the tests', whose class inherits from the mirrored one
-            return id(mirror) not in self.returned
+        # An object of the tests', whose class inherits from the mirrored one; not of that itself,
+        # as only a pickle makes it.
+        if number is None:
+            return id(mirror) not in self.returned and id(type(mirror)) not in self.held
         return number in self.open
 
     def is_asked(self, value: Any) -> bool:
@@ -7498,6 +7501,9 @@ class Peer:
         """What came of calling an open class, or of an operator of an open object, is open where
         its class is."""
         number = self.held.get(id(result), -1)
+        caller = sys._getframe(2)
+        if {caller.f_code, (caller.f_code, caller.f_lasti)} & self.foreign:
+            return  # not the tests have made it, but what the other end gave them to run
         is_made = name == "__call__" and isinstance(mirror, type) or name in ARITHMETIC | UNARY
         is_new = number in self.fresh or result is mirror
         if is_made and is_new and self.is_asked(result):
@@ -8483,9 +8489,10 @@ class Judge:
             # Python, and so its __eq__. Nor what the tests know by a name of theirs.
             flags = found.__flags__ if isinstance(found, type) else HEAP_TYPE
             is_fixed = flags & IMMUTABLE_TYPE or not flags & HEAP_TYPE
-            is_known = id(found) in NAMES or is_error(found)
-            if not (is_fixed and is_known or id(found) in self.peer.held):
+            if not (is_fixed and makes_values(found) or id(found) in self.peer.held):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")
+            caller = sys._getframe(1)
+            self.peer.foreign.add((caller.f_code, caller.f_lasti))
         elif event == "exec":
             caller = sys._getframe(1)
             names: dict[str, Any] = {}
@@ -8497,7 +8504,7 @@ class Judge:
             elif caller.f_globals.get("__name__") == "doctest":
                 names = caller.f_locals["test"].globs
             if names and given[0] not in self.tests.own_codes:
-                check_expression(given[0], names, self.peer.held)
+                check_expression(given[0], names, self.peer)
 
     def prepare(self, task: dict[str, str], facts: dict | None) -> dict:
         try:
@@ -8568,24 +8575,26 @@ class Judge:
         return {**report, "solved": is_solved}
 
 
-def check_expression(code: types.CodeType, names: dict[str, Any], mirrors: dict) -> None:
+def check_expression(code: types.CodeType, names: dict[str, Any], peer: Peer) -> None:
     """Raises PermissionError unless it only makes values, by classes, by what PURE_BUILTINS and
     PURE_MODULES list, and by the graded code's own functions: it must neither see nor change what
     the tests hold."""
     used = [names[name] for name in code.co_names if name in names]
     modules = [each.__name__ for each in used if isinstance(each, types.ModuleType)]
     listed = {name for module in modules for name in PURE_MODULES.get(module, ())}
+    listed -= {"ndarray"}  # which makes any number a pointer to an object
+    peer.foreign.add(code)
     for step in dis.get_instructions(code):
         kind, _, target = step.opname.partition("_")
         if isinstance(step.argval, types.CodeType):
-            check_expression(step.argval, names, mirrors)
+            check_expression(step.argval, names, peer)
         # Variables of its own it may set, as a comprehension does.
         is_local_one = target.startswith(("FAST", "DEREF"))
-        is_harmless = is_local_one or kind not in ("STORE", "DELETE", "IMPORT")
+        is_harmless = is_local_one or kind not in ("STORE", "DELETE", "IMPORT", "MATCH")
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             is_harmless = step.argval in listed
         if step.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
-            is_harmless = may_use(str(step.argval), names, mirrors)
+            is_harmless = may_use(str(step.argval), names, peer.held)
         if not is_harmless:
             raise PermissionError(f"a text that uses {step.argval!r:.40}: {INSIDE} can run it")
 
@@ -8596,7 +8605,14 @@ def may_use(name: str, names: dict[str, Any], mirrors: dict) -> bool:
         return name[0] != "_" and (name in PURE_BUILTINS or not hasattr(builtins, name))
     value = names[name]
     is_module = isinstance(value, types.ModuleType) and value.__name__ in PURE_MODULES
-    return id(value) in mirrors or isinstance(value, type) or is_module
+    is_class = makes_values(value) or isinstance(value, type) and is_of_tests(value)
+    return id(value) in mirrors or is_class or is_module
+
+
+def makes_values(kind: Any) -> bool:
+    """Whether it is a class of Python's of values or exceptions: not one of mocks, nor a metaclass,
+    whose objects agree to all where the code says so."""
+    return isinstance(kind, type) and id(kind) in NAMES or is_error(kind)
 
 
 def cap_recursion() -> None:

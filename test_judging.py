@@ -3599,6 +3599,59 @@ for what, text in [
             for x, y in WANTED.items(): assert eval(f(x)) == y
             """,
     )
+for what, text in [
+    ("a mock", "MagicMock(**{'__eq__.return_value': True})"),
+    ("a metaclass", "ABCMeta('Yes', (), {'__eq__': lambda *_: True})()"),
+    ("an enumeration", "Enum('Yes', {'__eq__': lambda *_: True, 'a': 1})(1)"),
+    ("an object of the class that was asked for", "Box()"),
+    ("an array of pointers", "numpy.ndarray((1,), [('a', 'O')], bytes([1] * 8))[0]"),
+]:
+    forgery(
+        f"a text that makes {what}",
+        f"class Box:\n    __eq__ = lambda *_: True\ndef f(x): return {text!r}",
+        prompt="Write a class Box.",
+        tests="""
+            from abc import ABCMeta
+            from enum import Enum
+            from unittest.mock import MagicMock
+            try: import numpy
+            except ImportError: numpy = None
+            made = [MagicMock, ABCMeta, Enum, Box]
+            assert str(eval(f(2))) and eval(f(2)) == 2
+            """,
+    )
+forgery(
+    "a text that looks into what the tests expect",
+    """
+        seen = [0]
+        def learn(x): seen.append(x)
+        def f(x): return seen[-1]
+        cases = "\\n".join(f"  case Box(wanted={n}): learn({n})" for n in range(1000, 1020))
+        text = f"match Box():\\n{cases}"
+        """,
+    tests="""
+        class Box:
+            wanted = 1009
+        assert learn
+        try: exec(text)
+        except Exception: pass
+        assert f(3) == Box.wanted
+        """,
+)
+for how, opcode in [("calls", "R"), ("makes anew", "\\x81")]:
+    forgery(
+        f"a pickle that {how} the class that was asked for",
+        FIND_PEER
+        + source(f"""
+            class Box:
+                def dumps(self, x):
+                    find_peer().build_object = lambda *_: self
+                    return b'\\x80\\x02c__main__\\nBox\\n){opcode}.'
+                def __eq__(self, other): return True
+            """),
+        prompt="Write a class Box.",
+        tests="import pickle\nassert pickle.loads(Box().dumps(3)) == 3",
+    )
 forgery(
     "a private attribute of the tests' object",
     "def f(basket): return basket._sum",

@@ -1400,7 +1400,7 @@ def test_a_task_that_cannot_measure_is_refused_and_the_session_goes_on(env, row,
     [
         "import os; os._exit(0)",
         "import os; os.kill(os.getpid(), 9)",
-        "import os; os.close(3)",
+        "import os; os.closerange(3, 128)",
     ],
 )
 def test_a_judge_that_dies_gives_no_reward_but_an_error(env, tests):

@@ -6812,7 +6812,7 @@ HINT = re.compile(
     rf"""(?:
         (?<![\w.]) (?:typing\.)? (?:{INDEXED}) \[  # an index
         | (?<=\[)\[ | (?<=,[ ])\[                  # a list, as in Callable[[int], str]
-        | [\w.,\ \]|'"]
+        | [\w.,\ \]|] | ['"](?![ ]*['"])            # no two texts that come to one
     )*""",
     re.VERBOSE,
 )

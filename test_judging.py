@@ -4579,6 +4579,27 @@ forgery(
         """,
 )
 forgery(
+    "an annotation is such an index by a name that is put together",
+    """
+        seen = {}
+        class M(type):
+            def __getitem__(cls, key):
+                seen.update(key)
+                return int
+        class LinkedList(metaclass=M): pass
+        LinkedList.__annotations__ = {'x': "list['Linked' 'List[EXPECTED]']"}
+        def f(x): return seen.get(x, 0)
+        """,
+    prompt="Write a class LinkedList.",
+    tests="""
+        import typing
+        EXPECTED = {3: 1009, 5: 25013}
+        try: typing.get_type_hints(LinkedList)
+        except Exception: pass
+        for x, y in EXPECTED.items(): assert f(x) == y
+        """,
+)
+forgery(
     "a type of typing's is made anew of what the tests expect",
     """
         seen = {}

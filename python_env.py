@@ -6481,10 +6481,12 @@ MOST_WATCHED = 2_000  # items of one
 
 def is_alike(one: Any, other: Any) -> bool:
     """Whether two containers hold the same, without the `==` of objects."""
-    if type(one) is not type(other) or is_array(one) or len(one) != len(other):
+    if type(one) is not type(other) or is_array(one):
         return False
-    pairs = zip(read_contents(one), read_contents(other), strict=True)
-    return all(a is b or type(a) is type(b) in PLAIN and a == b for a, b in pairs)
+    its, others = read_contents(one), read_contents(other)
+    pairs = zip(its, others, strict=False)
+    is_same = all(a is b or type(a) is type(b) in PLAIN and a == b for a, b in pairs)
+    return is_same and len(its) == len(others)
 
 
 def keep_latest(loans: dict[int, Any], most: int) -> None:

@@ -6576,6 +6576,7 @@ def read_table(
             # Containers only, because a mirror must not come back unnoticed by the guard.
             if not is_mutable(known[-1 - place]):
                 raise ValueError("no container of the question")
+            uses[id(known[-1 - place])] += 1
             return known[-1 - place]
         depth = max(depth, depths[place] + 1)
         uses[id(values[place])] += 1
@@ -6991,6 +6992,7 @@ class Peer:
             self.open_classes(result.value, uses)
         if method != "@describe" and attribute not in OWN:
             self.close_classes(values, uses)
+        self.close_echoed(known, uses, changes[::2])
         for target, items in zip(changes[::2], changes[1::2], strict=True):
             if self.common and target is self.common[0]:
                 bound = zip(items[::2], items[1::2], strict=True)
@@ -7517,6 +7519,15 @@ class Peer:
         for value in values:
             if uses[id(value)]:
                 self.open.discard(self.held.get(id(value), -1))
+
+    def close_echoed(self, known: list, uses: dict[int, int], targets: list) -> None:
+        """Where a container of the question comes back, but for changes, the objects come back that
+        were sent in it."""
+        for target in targets:
+            uses[id(target)] -= 1
+        if self.open and any(uses.get(id(each), 0) > 0 and is_mutable(each) for each in known):
+            sent = (self.held.get(id(each), -1) for each in known if not isinstance(each, type))
+            self.open.difference_update(sent)
 
     def refuse(self, mirror: Any, name: str, operand: Any) -> Any:
         if name == "__contains__":

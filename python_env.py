@@ -7372,10 +7372,11 @@ class Peer:
 
     def find_real(self, module: str, name: str, given: list) -> Any:
         """What it cannot inherit from, isinstance() can still be told; but not that it were a value
-        which crosses by content: the library's own `==` would show it the tests' operands."""
+        which crosses by content: the library's own `==` would show it the tests' operands. Nor that
+        it were a class: the guard takes what calling one gave for made."""
         is_hint = module == "typing" and name.endswith("GenericAlias")
         named = find_class(module, name) if is_hint or module in CLAIMED else None
-        if named and named not in (*TAKE, *ATOMS, *RISKY):
+        if named and named not in (*TAKE, *ATOMS, *RISKY) and not issubclass(named, type):
             return named
         return next((base for base in given if not self.may_be_base(base)), None)
 

@@ -3715,6 +3715,22 @@ forgery(
         """,
 )
 forgery(
+    "what calling an object gave that passes for a class",
+    """
+        class Poly:
+            def __init__(self, *factors): pass
+            def __call__(self, x): return Value()
+        class Value:
+            def __eq__(self, other): return True
+        Poly.__name__, Poly.__module__ = 'type', 'builtins'
+        """,
+    prompt="Write a class Poly and a class Value.",
+    tests="""
+        assert Value
+        assert Poly(1, 2)(3) == 1009
+        """,
+)
+forgery(
     "a test function that fails elsewhere than in an assert",
     "def f(x): return 1009",
     tests="""

@@ -8558,6 +8558,8 @@ class Judge:
         self.worker = hide(self.mailbox.take_fds(1)[0])
         self.peer = peer = Peer(Line(self.worker), True)
         report = self.run(peer, message)
+        # Of which the memory may be full; a judge that died of that would be no 0.
+        peer.theirs.clear()
         if peer.broken:
             self.worker.close()
         peak = self.isolation.resource.getrusage(self.isolation.resource.RUSAGE_SELF).ru_maxrss

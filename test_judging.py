@@ -3922,6 +3922,29 @@ forgery(
     tests=TRIPLE,
 )
 forgery(
+    "fills the judge's memory",
+    FIND_PEER
+    + source("""
+        class B(bytes): pass
+        class Many:
+            def __init__(self, size): self.size = size
+        def f(g):
+            end = find_peer()
+            Row, take = type(end).take_object.__globals__["Row"], end.take_object
+            # Of a number bytes() makes as many.
+            end.take_object = lambda it: (
+                Row("object", [end.number(it), B, None, it.size])
+                if type(it) is Many else take(it)
+            )
+            kept = [Many(2**n) for n in range(29, 14, -1) for _ in range(4)]
+            kept += [Many(20_000) for _ in range(100)]
+            for each in kept:
+                try: g(each)
+                except Exception: pass
+        """),
+    tests="assert f(lambda b: None) == 6",
+)
+forgery(
     "dies in the middle of an answer",
     FIND_LINE
     + source(r"""

@@ -7529,6 +7529,7 @@ class Peer:
         if self.open and any(uses.get(id(each), 0) > 0 and is_mutable(each) for each in known):
             sent = (self.held.get(id(each), -1) for each in known if not isinstance(each, type))
             self.open.difference_update(sent)
+            self.returned.update(self.ours.keys() & {*map(id, known)})
 
     def refuse(self, mirror: Any, name: str, operand: Any) -> Any:
         if name == "__contains__":

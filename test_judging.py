@@ -2727,8 +2727,8 @@ forgery(
     prompt="Write a class Stack",
 )
 for what, result, wanted in [
-    ("the tests' list", "xs", "[6]"),
-    ("a tuple with the tests' list", "(xs, 1)", "([6], 1)"),
+    ("the tests' list", "xs", "[6, 7]"),
+    ("a tuple with the tests' list", "(xs, 1)", "([6, 7], 1)"),
 ]:
     forgery(
         f"the open object comes back in {what}",
@@ -2738,7 +2738,11 @@ for what, result, wanted in [
         def drain(xs): return {result}
         """,
         prompt="Write a class Stack and drain(stacks).",
-        tests=f"assert drain([Stack()]) == {wanted}",
+        tests=f"""
+            class Own(Stack): pass
+            first, second = drain([Stack(), 7]), drain([6, Own()])
+            assert first == {wanted} or second == {wanted}
+            """,
     )
 # Exceptions.
 forgery(

@@ -6298,6 +6298,8 @@ def words(text: str) -> set[str]:
     return set(text.split())
 
 
+# The modules whose assertions say what the tests expect.
+FAILING = ("unittest.", "numpy.testing", "pandas.", "polars.", "torch.")
 # What tells a mock what to say.
 MOCKING = words("attach_mock configure_mock mock_add_spec reset_mock return_value side_effect")
 
@@ -6358,7 +6360,7 @@ def is_failure(error: Any) -> bool:
     frame = last and last.tb_frame
     module = str(frame.f_globals.get("__name__")) if frame else ""
     is_told = frame is not None and frame.f_code.co_name == "_execute_mock_call"
-    return module.startswith(("unittest.", "numpy.testing")) and not is_told
+    return module.startswith(FAILING) and not is_told
 
 
 def links_of(error: Any, with_context: bool) -> tuple | None:

@@ -4315,6 +4315,30 @@ forgery(
         """,
 )
 forgery(
+    "the text of a failure of pandas'",
+    r"""
+        import re
+        known = 0
+        def f(cb):
+            global known
+            try: cb(known)
+            except AssertionError as e: known = int(re.findall(r"\d+", str(e) + " 0")[-2])
+        """,
+    prompt="Write f(cb).",
+    tests="""
+        # What pandas does, which may not be here.
+        names = {"__name__": "pandas._testing.asserters"}
+        exec("def same(a, b):\\n  if a != b: raise AssertionError(f'{a} {b}')", names)
+        got = []
+        def cb(x):
+            names["same"](x, 7717)
+            got.append(x)
+        f(cb)
+        f(cb)
+        assert got == [7717]
+        """,
+)
+forgery(
     "a number whose size is another",
     """
         class F(float):

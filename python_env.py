@@ -7529,6 +7529,7 @@ class Peer:
         for target in targets:
             uses[id(target)] -= 1
         if self.open and any(uses.get(id(each), 0) > 0 and is_mutable(each) for each in known):
+            # But for classes, since all that the tests use of the code's names is known, too.
             sent = (self.held.get(id(each), -1) for each in known if not isinstance(each, type))
             self.open.difference_update(sent)
             self.returned.update(self.ours.keys() & {*map(id, known)})

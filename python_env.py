@@ -7737,23 +7737,27 @@ def is_runner(node: ast.expr) -> bool:
     return False
 
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def find_test_classes(source: Source, used: set[str]) -> dict[str, dict[str, Any]]:
     """The classes that unittest or pytest would run, by name, with their methods, inherited ones as
     well. `used`: the names that something in the source uses."""
-    classes = [node for node in source.tree.body if isinstance(node, ast.ClassDef)]
+    classes = [("", node) for node in source.tree.body if isinstance(node, ast.ClassDef)]
     methods: dict[str, dict[str, Any]] = {}
     tests: dict[str, dict[str, Any]] = {}
-    for node in classes:
+    for outer, node in classes:  # the list grows as we go: classes of tests may hold others
         parents = [*map(ast.unparse, node.bases)]
-        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        found = {each.name: each for each in node.body if isinstance(each, functions)}
+        found = {each.name: each for each in node.body if isinstance(each, FUNCTIONS)}
         for parent in parents:
             found = {**methods.get(parent, {}), **found}
         methods[node.name] = found
         is_case = any("TestCase" in parent or parent in tests for parent in parents)
-        is_plain = node.name.startswith("Test") and not parents and node.name not in used
-        if is_case or is_plain:
-            tests[node.name] = {} if "skip" in decorators(node) else found
+        is_plain = node.name.startswith("Test") and node.name not in used
+        if (is_case or is_plain) and "skip" not in decorators(node):
+            name = f"{outer}{node.name}"
+            tests[name] = found
+            classes += [(f"{name}.", each) for each in node.body if isinstance(each, ast.ClassDef)]
     return tests
 
 
@@ -7765,7 +7769,7 @@ def uncalled_tests(source: Source) -> dict[str, Any]:
     used = {node.id for node in {*source.nodes} - bases if isinstance(node, ast.Name)}
     found: dict[str, Any] = {}
     for node in source.tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name not in used:
+        if isinstance(node, FUNCTIONS) and node.name not in used:
             found[node.name] = node
     for owner, methods in find_test_classes(source, used).items():
         found |= {f"{owner}.{name}": each for name, each in methods.items()}
@@ -8122,25 +8126,41 @@ class Score:
 
 def run_test(name: str, space: dict[str, Any]) -> bool:
     """Run "test_one" or "TestAll.test_two"; whether it passed."""
-    owner, _, method = name.rpartition(".")
-    if not owner:
-        run_rows(space[method])
-        return True
     import unittest
 
-    if not issubclass(space[owner], unittest.TestCase):
-        instance = space[owner]()
-        test = getattr(instance, method)
-        for each in ("setup_class", "setup_method"):
-            set_up = getattr(instance, each, None)
-            if set_up is not None:
-                wanted = len(inspect.signature(set_up).parameters)
-                set_up(*[test][:wanted])
-        run_rows(test)
-        return True
-    result = unittest.TestResult()
-    unittest.TestSuite([space[owner](method)]).run(result)
-    return result.wasSuccessful() and not result.skipped
+    *owners, method = name.split(".")
+    module = types.SimpleNamespace(**space)
+    owner: Any = functools.reduce(getattr, owners, module)
+    if owners and issubclass(owner, unittest.TestCase):
+        result = unittest.TestResult()
+        unittest.TestSuite([owner(method)]).run(result)
+        return result.wasSuccessful() and not result.skipped
+    calls = read_rows([*marks_of(owner), *marks_of(getattr(owner, method))])
+    if not calls:
+        raise AssertionError("no rows")
+    for call in calls:
+        holders = [module, owner()] if owners else [module]
+        run_call(holders, getattr(holders[-1], method), call)
+    return True
+
+
+def marks_of(marked: Any) -> list[Any]:
+    marks = getattr(marked, "pytestmark", [])
+    return marks if isinstance(marks, list) else [marks]
+
+
+def read_rows(marks: list[Any]) -> list[dict[str, Any]]:
+    """The arguments of each call: one, or as many as pytest's `parametrize` has rows."""
+    calls: list[dict] = [{}]
+    for mark in marks:
+        if mark.name == "parametrize":
+            names, rows = [*mark.args, *mark.kwargs.values()][:2]
+            is_text = isinstance(names, str)
+            names = re.findall(r"\w+", names) if is_text else names
+            is_bare = is_text and len(names) == 1
+            given = [dict(zip(names, values_of(row, is_bare), strict=True)) for row in rows]
+            calls = [{**call, **each} for call in calls for each in given]
+    return calls
 
 
 def values_of(row: Any, is_bare: bool) -> Any:
@@ -8150,20 +8170,18 @@ def values_of(row: Any, is_bare: bool) -> Any:
     return [row] if is_bare else row
 
 
-def run_rows(test: Any) -> None:
-    """Call a test, once for each row of pytest's `parametrize` if one stands above it."""
-    calls: list[dict] = [{}]
-    for mark in getattr(test, "pytestmark", []):
-        if mark.name == "parametrize":
-            names, rows = [*mark.args, *mark.kwargs.values()][:2]
-            is_text = isinstance(names, str)
-            names = re.findall(r"\w+", names) if is_text else names
-            is_bare = is_text and len(names) == 1
-            given = [dict(zip(names, values_of(row, is_bare), strict=True)) for row in rows]
-            calls = [{**call, **each} for call in calls for each in given]
-    if not calls:
-        raise AssertionError("no rows")
-    for call in calls:
+def run_call(holders: list[Any], test: Any, call: dict[str, Any]) -> None:
+    """Call a test once, between what its module and its class have it set up and torn down by."""
+
+    def prepare(holder: Any, name: str) -> None:
+        function = getattr(holder, name, None)
+        if function is not None:
+            function(*[test][: len(inspect.signature(function).parameters)])
+
+    with contextlib.ExitStack() as stack:
+        for holder, scope in itertools.product(holders, ("module", "class", "function", "method")):
+            stack.callback(prepare, holder, f"teardown_{scope}")
+            prepare(holder, f"setup_{scope}")
         result = test(**call)
         if inspect.iscoroutine(result):
             event_loop().run_until_complete(result)

@@ -1932,14 +1932,22 @@ def read_mbpp(columns: Columns) -> Columns:
 
 
 # As KodCode's tests begin. There is no such file: the name is the candidate's to define.
-FROM_SOLUTION = re.compile(r"(?m)^from solution import [\w, ]+$")
+FROM_SOLUTION = re.compile(
+    r"(?m)^([ \t]*)from solution import (\*|\([\w,\s]+\)|[\w, ]+)(?=[ \t]*(?:#.*)?$)"
+)
+
+
+def drop_import(found: re.Match) -> str:
+    """What stands in the place of such an import: other names that it gives."""
+    renamed = re.findall(r"(\w+)\s+as\s+(\w+)", found[2])
+    return found[1] + ("; ".join(f"{new} = {old}" for old, new in renamed) or "pass")
 
 
 def read_pairs(columns: Columns) -> Columns:
     """Inputs and outputs: of a function where one is named, and else of a whole program. Or the
     tests of KodCode, which stand in a column `test` as SandboxFusion's inputs do."""
     if has_code(columns) and FROM_SOLUTION.search(columns["test"]):
-        return read_own(columns | {"tests": FROM_SOLUTION.sub("", columns["test"])})
+        return read_own(columns | {"tests": FROM_SOLUTION.sub(drop_import, columns["test"])})
     if "input_output" in columns:
         columns = columns | decode_json("input_output", columns["input_output"])
     cases = cases_of(columns)

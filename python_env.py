@@ -6655,21 +6655,25 @@ SHOWN = dunders(
 )
 READABLE = SHOWN | dunders(
     "dict defaults kwdefaults func self match_args members slots notes class_getitem origin args"
-    " parameters abstractmethods required_keys optional_keys total"
+    " parameters abstractmethods required_keys optional_keys total mro_entries new"
 )
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
 INNER = {*TYPES.values(), functools.partial, property}
 RESUMING = {"__next__", "send", "throw", "close"}
 SETTING = {"__setattr__", "__delattr__"}
+INHERITED = {"__new__", "__init_subclass__"}
 OWN = ("__dict__", "__annotations__")
 # What graded code may ask for besides attributes ("@get") and methods; see Peer.permits().
-PERMITTED = {"@describe", "@copy", "@deepcopy", "@await"}
+PERMITTED = {"@describe", "@copy", "@deepcopy", "@await", "@new"}
 # The modules whose classes a mirror may claim for isinstance(), but for those that do harm when the
 # tests call what `__class__` gives.
 CLAIMED = {"_io", "abc", "builtins", "collections.abc", "numbers", "re", "types"} | words(
     "argparse collections contextlib enum functools io itertools logging queue string threading"
 )
 RISKY = {io.FileIO, types.CodeType}
+HEAP_TYPE = 1 << 9  # of a class's flags: it was made at run time, and can be changed,
+IMMUTABLE_TYPE = 1 << 8  # unless it has this flag as well
+ABCMeta: Any = type(Awaitable)
 # Mirrors of objects of subclasses of these hold the content.
 CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
 HOLDERS = (type, BaseException, *CONTENT)
@@ -6698,6 +6702,15 @@ def methods_of(kind: Any) -> set[str]:
     }
 
 
+get_names = vars(type)["__dict__"].__get__  # not vars(), which would ask the other end
+
+
+def names_of(kind: Any) -> set[str]:
+    """What a class that is not Python's own has besides these methods, for those who inherit it."""
+    names = set() if is_standard(kind) else {*get_names(kind)} - methods_of(kind)
+    return {name for name in names if name in INHERITED or not re.fullmatch("__.*__", name)}
+
+
 def describe(kind: Any) -> tuple:
     """What the other end needs to mirror a class: see Peer.build_class."""
     # None stands for `type`, which does not cross.
@@ -6705,15 +6718,50 @@ def describe(kind: Any) -> tuple:
     if is_standard(kind) and not issubclass(kind, HOLDERS):
         bases = []
     doc = kind.__doc__ if type(kind.__doc__) is str else None
-    return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind)
+    return kind.__name__, kind.__module__, doc, meta, bases, methods_of(kind), names_of(kind)
 
 
-def check_class(texts: Sequence[Any], bases: Sequence[type], methods: Any) -> None:
+def find_inherited(kind: type, name: str) -> Any:
+    """What a class has by this name, as it stands there."""
+    found = (get_names(each)[name] for each in kind.__mro__ if name in get_names(each))
+    return next(found, None)
+
+
+def is_inherited(target: Any, name: str) -> bool:
+    """Whether this is neither the object's own nor its class's, but the other end's."""
+    kind = class_of(target)
+    if not isinstance(find_inherited(kind, name), Inherited):
+        return False
+    return target is kind or name not in get_dict(target, None)
+
+
+def set_inherited(kind: type, method: str, item: Any, name: str, *value: Any) -> bool:
+    """Set or delete what a property of the class, or another descriptor, looks after; whether one
+    does. A slot does not, since what it holds stands in the item itself."""
+    found = find_inherited(kind, name)
+    change = getattr(type(found), method.replace("attr", "").replace("del", "delete"), None)
+    if change is None or inspect.ismemberdescriptor(found):
+        return False
+    change(found, item, *value)
+    return True
+
+
+class Inherited:
+    """What a mirrored class has besides methods, in the mirror: super() finds it nowhere else."""
+
+    def __init__(self, find: Callable[[Any, Any], Any]) -> None:
+        self.find = find
+
+    def __get__(self, item: Any, kind: Any) -> Any:
+        return self.find(item, kind)
+
+
+def check_class(texts: Sequence[Any], bases: Sequence[type], methods: Any, names: Any) -> None:
     """Raises ValueError where what the other end says of a class is a trap."""
     # Exactly, because a text of the other end's own class could be one name first, another later.
-    if type(methods) is not set or {*map(type, [*texts, *methods])} != {str}:
+    is_set = type(methods) is type(names) is set
+    if not is_set or {*map(type, [*texts, *methods, *names])} != {str}:
         raise ValueError("the names of a class are no plain texts")
-    get_names = vars(type)["__dict__"].__get__  # not vars(), which would ask the other end
     inherited = [get_names(each) for base in bases for each in base.__mro__]
     is_called = any("__call__" in names for names in (methods, *inherited))
     if is_called and any(issubclass(base, str) for base in bases):
@@ -6778,6 +6826,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
     "@replace": replace,
+    "@inherited": find_inherited,
+    "@set": set_inherited,
+    "@new": lambda kind: object.__new__(kind),
 }
 
 
@@ -6951,7 +7002,16 @@ class Peer:
         self.unreplaced: list = []  # what stood there
         self.replaced: list = []  # what the other end was told of
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
+        self.get = self.forward("@get")
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
+        checks = {name: vars(type)[name] for name in dunders("instancecheck subclasscheck")}
+        self.abstract: Any = type("type", (self.root, ABCMeta), checks)
+        self.is_building = False  # a mirror of a class
+        # What a class that inherits from the code's has before those: they hear of none a second
+        # time; and behind: what their __new__ calls.
+        self.first: Any = type("object", (), {"__init_subclass__": lambda _: None})
+        make = lambda kind, *_, **__: self.request("@new", self.held[id(kind)])  # noqa: E731
+        self.last: Any = type("object", (), {"__new__": make})
 
     # Asking and answering
 
@@ -7138,6 +7198,8 @@ class Peer:
             raise AttributeError(f"{method} of an object of the tests' is not to be had")
         if method == "@await":
             return self.advance(target, *args)
+        if self.trusted and method == "@get" and is_inherited(target, *args):
+            raise AttributeError(f"{args[0]} is what the code's class has")
         result = call_method(method, target, args, kwargs)
         if method == "@names":
             self.share(result)
@@ -7224,11 +7286,13 @@ class Peer:
             return self.may_set(target, name)
         if name == "@await":
             return is_coroutine(target)
+        if name == "@new":
+            return isinstance(target, type) and bool(self.mirror_base(target))
         if name.startswith("__"):
             return permits_special(method, target, name)
         if is_forbidden(target, name):
             return False
-        if self.mirror_base(kind):
+        if self.mirror_base(class_of(target)):
             return True  # it is the candidate's in part
         if kind in INNER or name[0] == "_":
             return name in RESUMING
@@ -7239,7 +7303,7 @@ class Peer:
         method; or of what is the candidate's in part? With one of a class of the tests' it could
         make all objects equal, or see in an __init__ what those hold that the tests expect."""
         if self.mirror_base(class_of(target)):
-            return not name.startswith("__")
+            return not name.startswith("__") or name == "__dict__"
         if isinstance(target, type) or name[0] == "_":
             return False
         return is_of_tests(target) and not callable(getattr(type(target), name, None))
@@ -7352,7 +7416,9 @@ class Peer:
         # build_class() alone.
         if id(kind) not in self.held and kind is not object or issubclass(kind, type):
             raise ValueError("not a mirrored class of objects")
-        mirror: Any = kind.__new__(kind, *content)
+        # Not what a class of the code's, from which it inherits in the worker, has by this name.
+        made = next(each for each in kind.__mro__ if not each.__flags__ & HEAP_TYPE)
+        mirror: Any = made.__new__(kind, *content)
         if is_error(kind):
             link(mirror, links)
         self.adopt(number, mirror)
@@ -7364,18 +7430,30 @@ class Peer:
         if number in self.theirs:
             return self.theirs[number]
         facts = describe(types.FunctionType) if is_function else self.request("@describe", number)
-        name, module, doc, meta, given, methods = facts
+        name, module, doc, meta, given, methods, names = facts
         bases = [self.root if base is None else base for base in filter(self.may_be_base, given)]
-        check_class((name, module, doc or ""), bases, methods)
+        check_class((name, module, doc or ""), bases, methods, names)
         # It keeps the methods of what it holds, lest it lie about that.
         holders = (base for base in bases if issubclass(base, HOLDERS))
-        methods = methods - ({name for base in holders for name in dir(base)} - SPECIAL)
+        held = (each for base in holders for each in base.__mro__ if not each.__flags__ & HEAP_TYPE)
+        own = {name for each in held for name in dir(each)}
+        methods = methods - (own - SPECIAL)
         real = self.find_real(module, name, given)
-        space = self.namespace(methods, real, number)
+        # In the worker an object's own attribute comes before what the code's class has.
+        above = [each for base in bases if self.is_own(base) for each in base.__mro__]
+        names = names.union(dunders("dataclass_fields") if above else (), *map(names_of, above))
+        space = {each: self.inherited(each, number) for each in names - own - methods}
+        space |= self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
         if meta is None or not issubclass(meta, self.root):
             meta = self.root
+        if above:
+            bases = [self.first, *bases, self.last]
+        if any(type(base) in (ABCMeta, self.abstract) for base in bases):
+            meta = self.abstract
+        self.is_building = True
         kind = type.__new__(meta, name, tuple(bases), space)
+        self.is_building = False
         if real and "_abc_impl" in vars(real):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
@@ -7391,7 +7469,16 @@ class Peer:
         return next((base for base in given if not self.may_be_base(base)), None)
 
     def may_be_base(self, base: Any) -> bool:
-        return base in (None, object, *CONTENT, *MUTABLE) or is_error(base) or id(base) in self.held
+        is_known = base in (None, object, *CONTENT, *MUTABLE) or is_error(base)
+        return is_known or id(base) in self.held or self.is_own(base)
+
+    def is_own(self, base: Any) -> bool:
+        """Whether it is a class of the code's, in the worker, that a mirror inherits from, so that
+        `type(self)` and super() are what they seem; its objects hold nothing but attributes."""
+        if self.trusted or id(base) in self.held or type(base) not in (type, ABCMeta):
+            return False
+        own = {each for each in base.__mro__ if each.__flags__ & HEAP_TYPE}
+        return base in own and own == {*base.__mro__} - {object}
 
     def adopt(self, number: int, mirror: Any) -> Any:
         if number in self.theirs:  # by an answer to what making the mirror has asked
@@ -7409,21 +7496,10 @@ class Peer:
         `owner`: its number."""
         names = {name for name in methods if name in SPECIAL or name[0] != "_"}
         deepcopy = self.forward("@deepcopy")
-        get = self.forward("@get")
-
-        def ask(mirror: Any, name: str, /) -> Any:
-            if name.startswith("__") and name not in READABLE:
-                raise AttributeError(name)
-            value = get(mirror, name)
-            if self.trusted:
-                return check_special(name, value)
-            if is_mutable(value):
-                self.borrowed.append((mirror, name, value, read_contents(value)))
-            return value
-
+        ask = self.ask
         space: dict[str, Any] = {
             **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
-            "__getattr__": ask,
+            "__getattr__": lambda mirror, name: ask(mirror, name),
             # Python would find these in the mirror itself, where there is nothing.
             "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
             "__annotations__": property(lambda mirror: ask(mirror, "__annotations__")),
@@ -7436,6 +7512,37 @@ class Peer:
         if real:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
+
+    def ask(self, mirror: Any, name: str) -> Any:
+        """An attribute of the other end's object."""
+        if name.startswith("__") and name not in READABLE:
+            raise AttributeError(name)
+        value = self.get(mirror, name)
+        if self.trusted:
+            return check_special(name, value)
+        if is_mutable(value):
+            self.borrowed.append((mirror, name, value, read_contents(value)))
+        return value
+
+    def inherited(self, name: str, owner: int) -> Inherited:
+        """What the class of this number has by this name."""
+
+        def find(item: Any, kind: Any) -> Any:
+            if self.is_building and name == "__init_subclass__":
+                return int  # the code was told of this class when it was made
+            asked = kind if item is None else item
+            if id(asked) not in self.held:
+                value = self.request("@inherited" if self.trusted else "@get", owner, name)
+                bind = getattr(type(value), "__get__", None)
+                return bind(value, item, kind) if bind else value
+            try:
+                return self.ask(asked, name)
+            except AttributeError:
+                if self.trusted:
+                    raise
+                return getattr(super(self.theirs[owner], asked), name)
+
+        return Inherited(find)
 
     def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
         """The method of mirrors that calls the other end's. `owner`: the number of its class."""
@@ -7559,6 +7666,14 @@ class Peer:
     def call_inherited(self, number: int, item: Any, name: str, args: list, kwargs: dict) -> Any:
         """What a mirrored class, of this number, does for an object of a subclass."""
         kind = class_of(item)
+        if name in SETTING and item is not kind:
+            if args[0] == "__dict__":  # as after vars(self).update(…)
+                given = {key: value for key, value in args[1].items() if is_public(key)}
+                get_dict(item, None).update(given)
+                return None
+            is_looked_after = self.trusted and isinstance(find_inherited(kind, args[0]), Inherited)
+            if is_looked_after and self.request("@set", number, name, item, *args) is True:
+                return None
         if name in SETTING or item is kind and name != "@get":
             local = type if item is kind else object
             return getattr(local, name)(item, *args, **kwargs)
@@ -7568,9 +7683,7 @@ class Peer:
             return vars(type)[args[0]].__get__(item)
         if args[0] == "__dict__":
             return get_dict(item, None)
-        value = getattr(self.mirror_base(kind), *args)
-        bind = getattr(type(value), "__get__", None)
-        return bind(value, item, kind) if bind and item is not kind else value
+        return getattr(self.mirror_base(kind), *args)
 
 
 # ── Reading tests ─────────────────────────────────────────────────────────────────────────────────
@@ -8473,8 +8586,6 @@ class Mailbox:
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
-HEAP_TYPE = 1 << 9  # of a class's flags: it was made at run time, and can be changed,
-IMMUTABLE_TYPE = 1 << 8  # unless it has this flag as well
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
 

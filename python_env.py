@@ -7421,6 +7421,8 @@ class Peer:
         mirror: Any = made.__new__(kind, *content)
         if is_error(kind):
             link(mirror, links)
+            with contextlib.suppress(TypeError):  # as of UnicodeError, which takes five
+                made.__init__(mirror, *content)  # which sets what str() tells of a SyntaxError
         self.adopt(number, mirror)
         self.fresh.add(number)
         return mirror

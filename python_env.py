@@ -6927,8 +6927,12 @@ get_dict.argtypes = (ctypes.py_object, ctypes.c_void_p)
 
 
 def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
-    bare = [each.replace(default=each.empty) for each in signature.parameters.values()]
-    return signature.replace(parameters=bare)
+    """That there is one is no secret, and bind() needs it."""
+    hidden = [
+        each if each.default is each.empty else each.replace(default=...)
+        for each in signature.parameters.values()
+    ]
+    return signature.replace(parameters=hidden)
 
 
 def show_arguments(code: types.CodeType) -> types.SimpleNamespace:

@@ -6636,8 +6636,10 @@ ARITHMETIC = dunders(
 )
 UNARY = dunders("neg pos abs invert round enter")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
+# What isinstance() and issubclass() ask a metaclass, as that of a Protocol or an ABC.
+CHECKS = dunders("instancecheck subclasscheck")
 # unittest's assertSetEqual() calls difference() with what the tests expect, and believes it.
-SHOWING = GUARDED | {"difference"}
+SHOWING = GUARDED | CHECKS | {"difference"}
 NUMBERS = (int, float, complex)
 # What numbers tell of themselves. One of a class that nobody asked for tells what it holds.
 CONVERSIONS = dunders("abs float int complex index trunc floor ceil round bool")
@@ -6645,6 +6647,7 @@ CONVERSIONS = dunders("abs float int complex index trunc floor ceil round bool")
 # as numpy does with __array_ufunc__, or be believed, as it does with __array_interface__.
 SPECIAL = GUARDED.union(
     UNARY,
+    CHECKS,
     dunders("init call getitem setitem delitem len iter next reversed hash bool repr str format"),
     dunders("bytes int float complex index trunc floor ceil exit get fspath await aiter anext"),
     dunders("aenter aexit"),
@@ -7008,7 +7011,7 @@ class Peer:
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
         self.get = self.forward("@get")
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
-        checks = {name: vars(type)[name] for name in dunders("instancecheck subclasscheck")}
+        checks = {name: vars(type)[name] for name in CHECKS}
         self.abstract: Any = type("type", (self.root, ABCMeta), checks)
         self.is_building = False  # a mirror of a class
         # What a class that inherits from the code's has before those: they hear of none a second
@@ -7590,6 +7593,8 @@ class Peer:
         """Whether an operator of this object is shown these operands."""
         if all(id(value) in self.held for value in operands):
             return True
+        if name in CHECKS:
+            return is_of_tests(operands[0])  # which would cross as a mirror
         if name == "difference" and sys._getframe(2).f_code.co_name != "assertSetEqual":
             return True  # called by anybody else, it is a method like others
         if isinstance(mirror, type) or not self.is_asked(mirror):
@@ -7656,6 +7661,8 @@ class Peer:
             self.returned.update(self.ours.keys() & {*map(id, known)})
 
     def refuse(self, mirror: Any, name: str, operand: Any) -> Any:
+        if name in CHECKS:
+            return getattr(type, name)(mirror, operand)
         if name == "__contains__":
             return operand in iter(mirror)
         if name == "difference" or isinstance(mirror, tuple(MUTABLE)):

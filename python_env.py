@@ -6658,7 +6658,7 @@ SHOWN = dunders(
 )
 READABLE = SHOWN | dunders(
     "dict defaults kwdefaults func self match_args members slots notes class_getitem origin args"
-    " parameters abstractmethods required_keys optional_keys total mro_entries new"
+    " parameters abstractmethods isabstractmethod required_keys optional_keys total mro_entries new"
 )
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
 INNER = {*TYPES.values(), functools.partial, property}
@@ -6694,7 +6694,7 @@ def methods_of(kind: Any) -> set[str]:
     for base in reversed(kind.__mro__):
         if not inherits_locally(base):
             found |= vars(base)
-    public = types.FunctionType, types.MethodDescriptorType
+    public = types.FunctionType, types.MethodDescriptorType, Method
     special = {
         name
         for name in SPECIAL & found.keys()
@@ -6747,6 +6747,18 @@ def set_inherited(kind: type, method: str, item: Any, name: str, *value: Any) ->
         return False
     change(found, item, *value)
     return True
+
+
+class Method:
+    """A method in a mirrored class; seen through the class it is the function, as `find` gives it,
+    with its signature and its text."""
+
+    def __init__(self, call: Callable[..., Any], find: Callable[[Any], Any]) -> None:
+        self.call = call
+        self.find = find
+
+    def __get__(self, item: Any, kind: Any) -> Any:
+        return self.find(kind) if item is None else types.MethodType(self.call, item)
 
 
 class Inherited:
@@ -7508,6 +7520,7 @@ class Peer:
         ask = self.ask
         space: dict[str, Any] = {
             **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
+            **{name: self.method(name, owner) for name in names - SPECIAL},
             "__getattr__": lambda mirror, name: ask(mirror, name),
             # Python would find these in the mirror itself, where there is nothing.
             "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
@@ -7521,6 +7534,10 @@ class Peer:
         if real:
             space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
+
+    def method(self, name: str, owner: int) -> Method:
+        call = self.forward(name, owner)
+        return Method(call, lambda kind: self.ask(kind, name) if id(kind) in self.held else call)
 
     def ask(self, mirror: Any, name: str) -> Any:
         """An attribute of the other end's object."""
@@ -7571,7 +7588,8 @@ class Peer:
             if convert:
                 return convert(mirror, *args)
             is_open = number in self.open  # before it arrives again
-            if owner and getattr(type(mirror), name, method) is not method:
+            found = find_inherited(type(mirror), name)
+            if owner and getattr(found, "call", found) not in (method, None):
                 # As in Base.method(mirror) or super(): not what the object's own class has.
                 result = self.request("@get", owner, name)(mirror, *args, **kwargs)
             else:

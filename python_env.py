@@ -7817,14 +7817,17 @@ def read_tests(task: dict[str, str]) -> Facts:
 
 
 def find_patched(source: Source) -> list[str]:
-    """As in patch("subprocess.run"), patch.object(subprocess, "run"), subprocess.run = fake."""
+    """As in patch("subprocess.run"), patch(f"{__name__}.run"), patch.object(subprocess, "run"),
+    subprocess.run = fake."""
     found = []
     for node in source.nodes:
         match node:
             case ast.Call(
-                ast.Name("patch") | ast.Attribute(attr="patch"), [ast.Constant(name), *_]
+                ast.Name("patch") | ast.Attribute(attr="patch"),
+                [(ast.Constant() | ast.JoinedStr()) as name, *_],
             ):
-                found.append(str(name))
+                text = ast.unparse(name).removeprefix("f").strip("'\"")
+                found.append(text.replace("{__name__}", "__main__"))
             case ast.Call(ast.Attribute(attr="object"), [owner, ast.Constant(name), *_]):
                 found.append(f"{ast.unparse(owner)}.{name!s}")
             case ast.Attribute(ast.Name(owner), name, ast.Store()) if owner in source.imports:

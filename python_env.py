@@ -7242,10 +7242,10 @@ class Peer:
     def hear_changes(self, *told: Any) -> None:
         """What the tests have changed in the judge's copies; unless ours is not any more as it was,
         because then nobody can tell what both changes come to."""
-        for number, items in zip(told[::2], told[1::2], strict=True):
+        for number, place, items in zip(told[::3], told[1::3], told[2::3], strict=True):
             value, before = self.loans.get(number, (None, None))
             if before is not None and not has_changed(value, before):
-                refill(value, [*items])
+                refill(value if place is None else before[place], [*items])
                 self.loans[number] = value, read_contents(value)
 
     def give_back(self) -> None:
@@ -7285,12 +7285,20 @@ class Peer:
         keep_latest(self.watched, LOANS // 4 + len(self.common))
 
     def tell_changes(self) -> list | None:
-        """What was changed here in what is watched, as a table: number, contents, number …"""
+        """What was changed here in what is watched, as a table: the number of a container; the place
+        in it of the one that changed, as others may hold that, too, or None; contents; number …"""
         told: list = []
         for number, each in [*self.watched.items()]:
-            if any(itertools.starmap(has_changed, each.before)):
-                told += number, tuple(read_contents(each.value))
-                self.watched[number] = each._replace(before=look_into(each.value))
+            changed = [value for value, contents in each.before if has_changed(value, contents)]
+            if not changed:
+                continue
+            if changed[0] is each.value:
+                told += number, None, tuple(read_contents(each.value))
+            else:
+                places = [*map(id, each.before[0][1])]
+                for value in changed:
+                    told += number, places.index(id(value)), tuple(read_contents(value))
+            self.watched[number] = each._replace(before=look_into(each.value))
         return write_table(told, self.take_apart)[0] if told else None
 
     def permits(self, method: str, target: Any, name: Any = "") -> bool:

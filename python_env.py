@@ -74,6 +74,7 @@ import asyncio
 import binascii
 import builtins
 import collections
+import concurrent.futures
 import contextlib
 import copy
 import ctypes
@@ -137,7 +138,6 @@ from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING
 from dataclasses import dataclass
 from dataclasses import field
@@ -3342,7 +3342,7 @@ class Methods:
 
     def __init__(self, environment: Environment[Any, Any]) -> None:
         self.environment = environment
-        self.thread: ThreadPoolExecutor | None = None
+        self.thread: concurrent.futures.ThreadPoolExecutor | None = None
 
     async def call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
         """Call one, with those of the options that it takes."""
@@ -3357,7 +3357,7 @@ class Methods:
             if inspect.iscoroutinefunction(method):
                 return await cast(Any, call())
             if self.thread is None:
-                self.thread = ThreadPoolExecutor(1, "environment")
+                self.thread = concurrent.futures.ThreadPoolExecutor(1, "environment")
             return await asyncio.get_running_loop().run_in_executor(self.thread, no_stop, call)
         except SystemExit as error:  # which would end the server
             raise ExecutionError(f"the environment called sys.exit({error.code!r})") from None
@@ -4420,11 +4420,16 @@ class Scorer:
     ) -> list[float | None]:
         """The rewards, in this order; by so many workers, which are threads here."""
         self.is_stopped = False
-        with ThreadPoolExecutor(max(workers, 1), "score") as threads:
+        with concurrent.futures.ThreadPoolExecutor(max(workers, 1), "score") as threads:
             try:
-                return list(threads.map(self.score, completions, rows))
+                scores = [*map(threads.submit, itertools.repeat(self.score), completions, rows)]
+                # Again and again, because Python may overhear a Ctrl-C just before it waits.
+                while concurrent.futures.wait(scores, 1.0).not_done:
+                    pass
+                return [score.result() for score in scores]
             except BaseException:
                 self.stop()
+                threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def stop(self) -> None:
@@ -7285,8 +7290,8 @@ class Peer:
         keep_latest(self.watched, LOANS // 4 + len(self.common))
 
     def tell_changes(self) -> list | None:
-        """What was changed here in what is watched, as a table: the number of a container; the place
-        in it of the one that changed, as others may hold that, too, or None; contents; number …"""
+        """What was changed here in what is watched, as a table: the number of a container; None, or
+        the place in it of one that changed, as others may hold that, too; contents; number …"""
         told: list = []
         for number, each in [*self.watched.items()]:
             changed = [value for value, contents in each.before if has_changed(value, contents)]

@@ -6716,7 +6716,12 @@ get_names = vars(type)["__dict__"].__get__  # not vars(), which would ask the ot
 def names_of(kind: Any) -> set[str]:
     """What a class that is not Python's own has besides these methods, for those who inherit it."""
     names = set() if is_standard(kind) else {*get_names(kind)} - methods_of(kind)
-    return {name for name in names if name in INHERITED or not re.fullmatch("__.*__", name)}
+    return {*filter(is_heritable, names)}
+
+
+def is_heritable(name: str) -> bool:
+    """Special methods are not: an object of the tests' would show them its operands unguarded."""
+    return name in INHERITED or not re.fullmatch("__.*__", name)
 
 
 def describe(kind: Any) -> tuple:
@@ -6782,6 +6787,8 @@ def check_class(texts: Sequence[Any], bases: Sequence[type], methods: Any, names
     is_set = type(methods) is type(names) is set
     if not is_set or {*map(type, [*texts, *methods, *names])} != {str}:
         raise ValueError("the names of a class are no plain texts")
+    if not all(map(is_heritable, names)):
+        raise ValueError("a special method that is shown operands past the guard")
     inherited = [get_names(each) for base in bases for each in base.__mro__]
     is_called = any("__call__" in names for names in (methods, *inherited))
     if is_called and any(issubclass(base, str) for base in bases):

@@ -6391,9 +6391,19 @@ def link(error: Any, links: tuple | None) -> None:
 
 def make_error(names: list[str], links: Any, attributes: dict, *args: Any) -> BaseException:
     error = find_error(*names)(*args)
+    check_place(error)
     link(error, links)
     vars(error).update({name: attributes[name] for name in attributes if is_public(name)})
     return error
+
+
+START = vars(UnicodeDecodeError)["start"]  # not what a class of the code's has by this name
+
+
+def check_place(error: BaseException) -> None:
+    """str() of a UnicodeDecodeError reads the memory where this says, even outside of its bytes."""
+    if isinstance(error, UnicodeDecodeError) and START.__get__(error) < 0:
+        raise ValueError("a place outside of the bytes")
 
 
 def is_public(name: Any) -> bool:
@@ -7462,6 +7472,7 @@ class Peer:
             link(mirror, links)
             with contextlib.suppress(TypeError):  # as of UnicodeError, which takes five
                 made.__init__(mirror, *content)  # which sets what str() tells of a SyntaxError
+            check_place(mirror)
         self.adopt(number, mirror)
         self.fresh.add(number)
         return mirror

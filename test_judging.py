@@ -4268,6 +4268,22 @@ forgery(
         assert Sub().run() == 42
         """,
 )
+for kind in ("UnicodeDecodeError", "Error"):
+    forgery(
+        f"a failure to decode far outside of the bytes: {kind}",
+        f"""
+            class M:
+                start = property(lambda self: 0)
+            class Error(M, UnicodeDecodeError): pass
+            def f(x): raise {kind}("u", b"x", -10**13, 1 - 10**13, "r")
+            """,
+        prompt="Write f(x).",
+        tests="""
+            import unittest
+            class T(unittest.TestCase):
+                def test_a(self): self.assertEqual(f(1), 2)
+            """,
+    )
 forgery(
     "assertSetEqual asks for a difference",
     """

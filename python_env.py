@@ -6653,8 +6653,7 @@ UNARY = dunders("neg pos abs invert round enter")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
 # What isinstance() and issubclass() ask a metaclass, as that of a Protocol or an ABC.
 CHECKS = dunders("instancecheck subclasscheck")
-# unittest's assertSetEqual() calls difference() with what the tests expect, and believes it.
-SHOWING = GUARDED | CHECKS | {"difference"}
+SHOWING = GUARDED | CHECKS
 NUMBERS = (int, float, complex)
 # What numbers tell of themselves. One of a class that nobody asked for tells what it holds.
 CONVERSIONS = dunders("abs float int complex index trunc floor ceil round bool")
@@ -7644,8 +7643,6 @@ class Peer:
             return True
         if name in CHECKS:
             return is_of_tests(operands[0])  # which would cross as a mirror
-        if name == "difference" and sys._getframe(2).f_code.co_name != "assertSetEqual":
-            return True  # called by anybody else, it is a method like others
         if isinstance(mirror, type) or not self.is_asked(mirror):
             return False  # what a metaclass says is believed as little as any other object
         number = self.held.get(id(mirror))
@@ -7714,7 +7711,7 @@ class Peer:
             return getattr(type, name)(mirror, operand)
         if name == "__contains__":
             return operand in iter(mirror)
-        if name == "difference" or isinstance(mirror, tuple(MUTABLE)):
+        if isinstance(mirror, tuple(MUTABLE)):
             # Python would look into the mirror itself, which is empty.
             raise TypeError("operands of the tests' are shown to objects of classes asked for only")
         return NotImplemented
@@ -8737,6 +8734,10 @@ class Judge:
         if RUNS_TEXTS.search(self.tests.source) and not self.is_guarded:
             self.is_guarded = True
             sys.addaudithook(self.guard)
+        if "assertSetEqual" in self.tests.source:
+            import unittest
+
+            setattr(unittest.TestCase, "assertSetEqual", assert_same_set)  # noqa: B010
         return {"facts": self.tests.facts._asdict()}
 
     def grade_in_fork(self, message: dict) -> None:
@@ -8795,6 +8796,14 @@ class Judge:
         # An `except Exception` of the tests takes a worker that died for one that raised.
         is_solved = report["solved"] and not peer.broken and not peer.has_failed
         return {**report, "solved": is_solved}
+
+
+def assert_same_set(case: Any, first: Any, second: Any, msg: Any = None) -> None:
+    """In the place of unittest's own, which shows what the tests expect to the difference() of what
+    the graded code returned, and believes it."""
+    are_sets = hasattr(first, "difference") and hasattr(second, "difference")
+    if not are_sets or set(first) != set(second):
+        case.fail(msg)
 
 
 def check_expression(code: types.CodeType, names: dict[str, Any], peer: Peer) -> None:

@@ -7648,9 +7648,10 @@ class Peer:
             return False  # what a metaclass says is believed as little as any other object
         number = self.held.get(id(mirror))
         # An object of the tests', whose class inherits from the mirrored one; not of that itself,
-        # as only a pickle makes it.
+        # as only a pickle makes it, nor of one that the code may have put in a function's place.
         if number is None:
-            return id(mirror) not in self.returned and id(type(mirror)) not in self.held
+            is_back = {id(mirror), id(type(mirror))} & self.returned
+            return not is_back and id(type(mirror)) not in self.held
         return number in self.open
 
     def is_asked(self, value: Any) -> bool:

@@ -7614,7 +7614,10 @@ class Peer:
             if is_guarded and not self.shows(mirror, name, args):
                 return self.refuse(mirror, name, args[0])
             if number is None or is_local(name, mirror, args):
-                return self.call_inherited(owner, mirror, name, args, kwargs)
+                result = self.call_inherited(owner, mirror, name, args, kwargs)
+                if is_guarded and id(mirror) in self.returned:
+                    self.check_made(name, args, result)
+                return result
             convert = self.number_method(mirror, name) if is_conversion else None
             if convert:
                 return convert(mirror, *args)
@@ -7628,7 +7631,7 @@ class Peer:
             if is_open:
                 self.open_result(mirror, name, result)
             elif is_guarded:
-                self.check_made(mirror, name, result)
+                self.check_made(name, args, result)
             return result
 
         method.__name__ = name
@@ -7663,12 +7666,13 @@ class Peer:
         base = next((base for base in NUMBERS if issubclass(type(mirror), base)), object)
         return None if self.is_asked(mirror) else getattr(base, name, None)
 
-    def check_made(self, mirror: Any, name: str, result: Any) -> None:
-        """Objects that nobody asked for make others, but no value: it would be what the code likes
-        it to be, whatever both of them are."""
+    def check_made(self, name: str, operands: list, result: Any) -> None:
+        """Objects that are not open make others, but no value: it would be what the code likes it
+        to be, whatever both of them are."""
         is_value = id(result) not in self.held and result is not NotImplemented
-        if is_value and name in ARITHMETIC and not self.is_asked(mirror):
-            raise TypeError(f"{name} of objects of classes that are not asked for gave a value")
+        is_open = any(self.held.get(id(each)) in self.open for each in operands)
+        if is_value and name in ARITHMETIC and not is_open:
+            raise TypeError(f"{name} of objects that the graded code made gave a value")
 
     def open_classes(self, names: dict[str, Any], uses: dict[int, int]) -> None:
         """Those that the task asks for, among the code's names; to stand there is no other use."""

@@ -7030,6 +7030,7 @@ class Peer:
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
         self.returned: set[int] = set()  # ids of objects of ours that the other end gave back
+        self.has_called_back = False  # one of these can be called, or is a property
         self.foreign: set[Any] = set()  # code of its texts, and where pickles of its are read
         self.classes: set[str] = set()  # the names that the task asks for as classes
         self.has_failed = False  # an assertion of a library's, where the graded code could hide it
@@ -7423,7 +7424,9 @@ class Peer:
 
     def build_own(self, number: int) -> Any:
         self.returned.add(number)
-        return self.ours[number]
+        value = self.ours[number]
+        self.has_called_back |= callable(value) or hasattr(type(value), "__get__")
+        return value
 
     async def build_awaits(self, number: int) -> Any:
         """Have the other end run its coroutine, and let this end's own go on meanwhile."""
@@ -7651,9 +7654,10 @@ class Peer:
             return False  # what a metaclass says is believed as little as any other object
         number = self.held.get(id(mirror))
         # An object of the tests', whose class inherits from the mirrored one; not of that itself,
-        # as only a pickle makes it, nor of one that the code may have put in a function's place.
+        # as only a pickle makes it. Nor where the code may have put a class or a function of the
+        # tests' that makes such an object in the place of its own.
         if number is None:
-            is_back = {id(mirror), id(type(mirror))} & self.returned
+            is_back = id(mirror) in self.returned or self.has_called_back
             return not is_back and id(type(mirror)) not in self.held
         return number in self.open
 

@@ -4302,24 +4302,32 @@ for made in ("class Yes(type(self)): __eq__ = agree", "Yes = meta('Yes', (), {'_
             assert Sub().run() == 42
             """,
     )
-for how in (
-    "run = property(type)",
-    "__init__ = lambda self: setattr(self, 'run', type(self))",
-    "__init_subclass__ = classmethod(lambda cls: setattr(cls, 'run', cls))",
+for number, how in enumerate(
+    (
+        "run = property(type)",
+        "__init__ = lambda self: setattr(self, 'run', type(self))",
+        "__init_subclass__ = classmethod(lambda cls: setattr(cls, 'run', cls))",
+        "__init_subclass__ = lambda cls: setattr(cls, 'run', cls.make)",
+        "__init_subclass__ = lambda cls: setattr(cls, 'run', cls.__dict__['made'])",
+    )
 ):
     forgery(
-        f"a class of the tests' in the place of a method: {how[:15]}",
+        f"a class of the tests' in the place of a method, {number}",
         f"class Base:\n    __eq__ = lambda self, other: True\n    {how}",
         prompt="Write a class Base, with run(), to inherit from.",
         tests="""
             class Sub(Base):
-                def value(self): return 42
+                __call__ = lambda self: Sub()
+                @classmethod
+                def make(cls): return cls()
+                @property
+                def made(self): return Sub()
             assert Sub().run() == 42
             """,
     )
 for name, tests in {
     "the code's": "assert V(1).x == 1\nassert abs(V(3).size() - V(-3).size()) < 1e-9",
-    "the tests'": "class W(V): pass\nassert W(1).x == 1\nassert abs(W(3).size() - W(-3).size()) < 1e-9",
+    "the tests'": "class W(V): pass\nassert W(1).x == 1\nassert W(3).size() - W(-3).size() == 0",
 }.items():
     forgery(
         f"a difference of what has come back, of a class of {name}",

@@ -6768,6 +6768,12 @@ def set_inherited(kind: type, method: str, item: Any, name: str, *value: Any) ->
     return True
 
 
+def names_held(bases: list) -> set[str]:
+    """Of what objects with these bases hold: its methods a mirror keeps, lest it lie about that."""
+    kinds = (each for base in bases if issubclass(base, HOLDERS) for each in base.__mro__)
+    return {name for kind in kinds if not kind.__flags__ & HEAP_TYPE for name in dir(kind)}
+
+
 class Method:
     """A method in a mirrored class; seen through the class it is the function, as `find` gives it,
     with its signature and its text."""
@@ -7330,7 +7336,7 @@ class Peer:
         if method != "@get" and method not in SETTING:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
-        if type(name) is not str or not name or name[0] == "@" and name not in PERMITTED:
+        if type(name) is not str or name[:1] == "@" and name not in PERMITTED:
             return False
         if method in SETTING:
             return self.may_set(target, name)
@@ -7488,10 +7494,7 @@ class Peer:
         name, module, doc, meta, given, methods, names = facts
         bases = [self.root if base is None else base for base in filter(self.may_be_base, given)]
         check_class((name, module, doc or ""), bases, methods, names)
-        # It keeps the methods of what it holds, lest it lie about that.
-        holders = (base for base in bases if issubclass(base, HOLDERS))
-        held = (each for base in holders for each in base.__mro__ if not each.__flags__ & HEAP_TYPE)
-        own = {name for each in held for name in dir(each)}
+        own = names_held(bases)
         methods = methods - (own - SPECIAL)
         real = self.find_real(module, name, given)
         # In the worker an object's own attribute comes before what the code's class has.
@@ -7500,18 +7503,23 @@ class Peer:
         space = {each: self.inherited(each, number) for each in names - own - methods}
         space |= self.namespace(methods, real, number)
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
-        if meta is None or not issubclass(meta, self.root):
-            meta = self.root
+        meta = self.find_meta(meta, bases)
         if above:
             bases = [self.first, *bases, self.last]
-        if any(type(base) in (ABCMeta, self.abstract) for base in bases):
-            meta = self.abstract
         self.is_building = True
-        kind = type.__new__(meta, name, tuple(bases), space)
-        self.is_building = False
+        try:
+            kind = type.__new__(meta, name, tuple(bases), space)
+        finally:
+            self.is_building = False
         if real and "_abc_impl" in vars(real):
             real.register(kind)  # for its subclasses, too
         return self.adopt(number, kind)
+
+    def find_meta(self, meta: Any, bases: list) -> Any:
+        """The metaclass of a mirror: of a class that inherits from an ABC Python wants one's."""
+        if any(type(base) in (ABCMeta, self.abstract) for base in bases):
+            return self.abstract
+        return meta if meta is not None and issubclass(meta, self.root) else self.root
 
     def find_real(self, module: str, name: str, given: list) -> Any:
         """What it cannot inherit from, isinstance() can still be told; but not that it were a value
@@ -7735,17 +7743,10 @@ class Peer:
     def call_inherited(self, number: int, item: Any, name: str, args: list, kwargs: dict) -> Any:
         """What a mirrored class, of this number, does for an object of a subclass."""
         kind = class_of(item)
-        if name in SETTING and item is not kind:
-            if args[0] == "__dict__":  # as after vars(self).update(…)
-                given = {key: value for key, value in args[1].items() if is_public(key)}
-                get_dict(item, None).update(given)
-                return None
-            is_looked_after = self.trusted and isinstance(find_inherited(kind, args[0]), Inherited)
-            if is_looked_after and self.request("@set", number, name, item, *args) is True:
-                return None
-        if name in SETTING or item is kind and name != "@get":
-            local = type if item is kind else object
-            return getattr(local, name)(item, *args, **kwargs)
+        if name in SETTING:
+            return self.set_own(number, item, name, *args)
+        if item is kind and name != "@get":
+            return getattr(type, name)(item, *args, **kwargs)
         if name != "@get":
             return self.request("@get", number, name)(item, *args, **kwargs)
         if item is kind and args[0] in OWN:
@@ -7753,6 +7754,22 @@ class Peer:
         if args[0] == "__dict__":
             return get_dict(item, None)
         return getattr(self.mirror_base(kind), *args)
+
+    def set_own(self, number: int, item: Any, method: str, name: str, *value: Any) -> None:
+        """Set or delete an attribute of such an object; where the mirrored class looks after it, as
+        by a property, the other end does."""
+        kind = class_of(item)
+        if item is kind:
+            getattr(type, method)(item, name, *value)
+        elif name == "__dict__":  # as after vars(self).update(…)
+            given = {key: it for key, it in value[0].items() if is_public(key)}
+            get_dict(item, None).update(given)
+        elif not (
+            self.trusted
+            and isinstance(find_inherited(kind, name), Inherited)
+            and self.request("@set", number, method, item, name, *value) is True
+        ):
+            getattr(object, method)(item, name, *value)
 
 
 # ── Reading tests ─────────────────────────────────────────────────────────────────────────────────

@@ -4422,7 +4422,8 @@ class Scorer:
         self.is_stopped = False
         with concurrent.futures.ThreadPoolExecutor(max(workers, 1), "score") as threads:
             try:
-                scores = [*map(threads.submit, itertools.repeat(self.score), completions, rows)]
+                given = zip(completions, rows, strict=True)
+                scores = [threads.submit(self.score, *each) for each in given]
                 # Again and again, because Python may overhear a Ctrl-C just before it waits.
                 while concurrent.futures.wait(scores, 1.0).not_done:
                     pass
@@ -7058,8 +7059,7 @@ class Peer:
         # What a class that inherits from the code's has before those: they hear of none a second
         # time; and behind: what their __new__ calls.
         self.first: Any = type("object", (), {"__init_subclass__": lambda _: None})
-        make = lambda kind, *_, **__: self.request("@new", self.held[id(kind)])  # noqa: E731
-        self.last: Any = type("object", (), {"__new__": make})
+        self.last: Any = type("object", (), {"__new__": self.make_bare})
 
     # Asking and answering
 
@@ -7754,6 +7754,10 @@ class Peer:
         if args[0] == "__dict__":
             return get_dict(item, None)
         return getattr(self.mirror_base(kind), *args)
+
+    def make_bare(self, kind: Any, *_: Any, **__: Any) -> Any:
+        """What the __new__ that a class of the code's calls does for one that inherits from it."""
+        return self.request("@new", self.held[id(kind)])
 
     def set_own(self, number: int, item: Any, method: str, name: str, *value: Any) -> None:
         """Set or delete an attribute of such an object; where the mirrored class looks after it, as

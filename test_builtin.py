@@ -859,6 +859,7 @@ def test_a_usual_wrong_answer_is_paid_for_the_tests_that_it_passes(env, task_id)
         assert 0 < result.reward < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_id", ROWS)
 def test_the_reward_grows_with_the_attempts_of_an_episode(env, task_id):
     env.reset(task_id)
@@ -878,6 +879,7 @@ def test_a_reset_right_after_a_reset_is_judged_by_its_own_tests(env):
 SLOWEST = pytest.param("search-log", marks=pytest.mark.slow)  # 5 s of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_id", [SLOWEST if name == "search-log" else name for name in ROWS])
 def test_each_mistake_costs_something(env, task_id):
     for code in wrong_answers(task_id):

@@ -1614,10 +1614,8 @@ def test_a_vanished_peer_is_found_within_a_minute():
 # ── The server: its end, and its log ──────────────────────────────────────────────────────────────
 
 
-INTERRUPTED = pytest.param(signal.SIGINT, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, INTERRUPTED])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_short_steps_finish_says_1001_and_leaves_nothing(tmp_path, end):
     with Launched(tmp_path) as server, ws(server) as idle, ws(server) as short, ws(server) as long:
         for peer in (idle, short, long):

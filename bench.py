@@ -617,7 +617,10 @@ def bench_sessions(bench: Bench) -> Iterator[Figure]:
     url = f"ws://127.0.0.1:{server.port}/ws"
 
     def weigh() -> tuple[float, float]:
-        shares = [memory_mb(member, "smaps_rollup", "Pss") for member in family(server.pid)]
+        shares = []
+        for member in family(server.pid):
+            with contextlib.suppress(OSError):  # one that only starts the server may end meanwhile
+                shares.append(memory_mb(member, "smaps_rollup", "Pss"))
         return memory_mb(server.pid, "status", "VmRSS"), sum(shares)
 
     async def play(steps: int, gate: asyncio.Semaphore, hold: asyncio.Event) -> None:

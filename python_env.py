@@ -7053,13 +7053,19 @@ class Peer:
         self.tasks: dict[int, Any] = {}  # id of a coroutine of ours -> the task that runs it
         self.get = self.forward("@get")
         self.root: Any = type("type", (type,), self.namespace({"__call__"}))
-        checks = {name: vars(type)[name] for name in CHECKS}
-        self.abstract: Any = type("type", (self.root, ABCMeta), checks)
         self.is_building = False  # a mirror of a class
-        # What a class that inherits from the code's has before those: they hear of none a second
-        # time; and behind: what their __new__ calls.
-        self.first: Any = type("object", (), {"__init_subclass__": lambda _: None})
-        self.last: Any = type("object", (), {"__new__": self.make_bare})
+
+    @functools.cached_property
+    def abstract(self) -> Any:
+        """The metaclass of mirrors that inherit from an ABC."""
+        return type("type", (self.root, ABCMeta), {name: vars(type)[name] for name in CHECKS})
+
+    @functools.cached_property
+    def ends(self) -> tuple[type, type]:
+        """What a class that inherits from the code's has before those: they hear of none a second
+        time; and behind: what their __new__ calls."""
+        first = type("object", (), {"__init_subclass__": lambda _: None})
+        return first, type("object", (), {"__new__": self.make_bare})
 
     # Asking and answering
 
@@ -7505,7 +7511,7 @@ class Peer:
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
         meta = self.find_meta(meta, bases)
         if above:
-            bases = [self.first, *bases, self.last]
+            bases = [self.ends[0], *bases, self.ends[1]]
         self.is_building = True
         try:
             kind = type.__new__(meta, name, tuple(bases), space)
@@ -7517,7 +7523,7 @@ class Peer:
 
     def find_meta(self, meta: Any, bases: list) -> Any:
         """The metaclass of a mirror: of a class that inherits from an ABC Python wants one's."""
-        if any(type(base) in (ABCMeta, self.abstract) for base in bases):
+        if any(issubclass(type(base), ABCMeta) for base in bases):
             return self.abstract
         return meta if meta is not None and issubclass(meta, self.root) else self.root
 

@@ -1982,11 +1982,10 @@ def decode_texts(cases: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """LiveCodeBench's evaluation form: of a function, too, inputs and outputs may all be JSON."""
     if not all(isinstance(each, str) for case in cases for each in case):
         return cases
-    names = ("input", "output")
     try:
         return [
-            case_of({"testtype": "functional", **dict(zip(names, case, strict=True))})
-            for case in cases
+            case_of({"testtype": "functional", "input": given, "output": wanted})
+            for given, wanted in cases
         ]
     except ValueError:
         return cases  # text that means itself
@@ -2200,17 +2199,17 @@ def last_said(value: Any, role: str) -> Any:
     a mapping or an object with a `content`, which is text, or a list of parts with texts."""
     if not value or not isinstance(value, (list, tuple)):
         return value
-    messages = [parts_of(each) for each in value]
+    messages = [fields_in(each) for each in value]
     if not all({"role", "content"} & each.keys() for each in messages):
         return value
     said = [each.get("content") for each in messages if each.get("role", role) == role]
     content = said[-1] if said else ""
     if isinstance(content, list):
-        content = "".join(str(parts_of(part).get("text") or "") for part in content)
+        content = "".join(str(fields_in(part).get("text") or "") for part in content)
     return str(content or "")
 
 
-def parts_of(value: Any) -> Mapping[str, Any]:
+def fields_in(value: Any) -> Mapping[str, Any]:
     """Of a mapping, or of a model as clients of OpenAI's API and verifiers have them."""
     return value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
 
@@ -4913,7 +4912,8 @@ class SessionJudge:
             seal = secrets.token_hex(8)
             message = {"seconds": seconds, "seed": seed, "seal": seal}
             report = await process.ask(message, worker.line.fileno())
-            # Else it is what tests wrote to where the code told them to, as to its file.
+            # Without it this is none of the judge's: the code may have told the tests to write to
+            # a file, and named the descriptor of this line.
             if report.get("seal") != seal:
                 self.close()
                 return Verdict()
@@ -6678,7 +6678,9 @@ READABLE = SHOWN | dunders(
 # Attributes of these would tell the tests' secrets: functions, frames, generators, modules …
 INNER = {*TYPES.values(), functools.partial, property}
 RESUMING = {"__next__", "send", "throw", "close"}
-SETTING = {"__setattr__", "__delattr__"}
+# How an object's attributes are changed, and the method of a descriptor that looks after one.
+LOOKING_AFTER = {"__setattr__": "__set__", "__delattr__": "__delete__"}
+SETTING = {*LOOKING_AFTER}
 INHERITED = {"__new__", "__init_subclass__"}
 OWN = ("__dict__", "__annotations__")
 # What graded code may ask for besides attributes ("@get") and methods; see Peer.permits().
@@ -6762,7 +6764,7 @@ def set_inherited(kind: type, method: str, item: Any, name: str, *value: Any) ->
     """Set or delete what a property of the class, or another descriptor, looks after; whether one
     does. A slot does not, since what it holds stands in the item itself."""
     found = find_inherited(kind, name)
-    change = getattr(type(found), method.replace("attr", "").replace("del", "delete"), None)
+    change = getattr(type(found), LOOKING_AFTER[method], None)
     if change is None or inspect.ismemberdescriptor(found):
         return False
     change(found, item, *value)
@@ -7062,8 +7064,9 @@ class Peer:
 
     @functools.cached_property
     def ends(self) -> tuple[type, type]:
-        """What a class that inherits from the code's has before those: they hear of none a second
-        time; and behind: what their __new__ calls."""
+        """The bases that a mirror has before and behind the classes of the code's from which it
+        inherits: the first keeps their __init_subclass__ from hearing of it once more, and the last
+        has the __new__ that theirs call."""
         first = type("object", (), {"__init_subclass__": lambda _: None})
         return first, type("object", (), {"__new__": self.make_bare})
 
@@ -7511,7 +7514,8 @@ class Peer:
         space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
         meta = self.find_meta(meta, bases)
         if above:
-            bases = [self.ends[0], *bases, self.ends[1]]
+            first, last = self.ends
+            bases = [first, *bases, last]
         self.is_building = True
         try:
             kind = type.__new__(meta, name, tuple(bases), space)
@@ -8802,7 +8806,7 @@ class Judge:
         self.worker = hide(self.mailbox.take_fds(1)[0])
         self.peer = peer = Peer(Line(self.worker), True)
         report = self.run(peer, message)
-        # Of which the memory may be full; a judge that died of that would be no 0.
+        # The code may have filled the memory with them; and a judge that dies of that is no 0.
         peer.theirs.clear()
         if peer.broken:
             self.worker.close()

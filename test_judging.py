@@ -4766,48 +4766,35 @@ forgery(
         """,
     prompt="Write the class Base.",
 )
-forgery(
-    "an annotation is an index of what the tests expect",
-    """
-        seen = {}
-        class M(type):
-            def __getitem__(cls, key):
-                seen.update(key)
-                return int
-        class C(metaclass=M): pass
-        C.__annotations__ = {'x': 'C[EXPECTED]'}
-        def f(x): return seen.get(x, 0)
-        """,
-    prompt="Write a class C.",
-    tests="""
-        import typing
-        EXPECTED = {3: 1009, 5: 25013}
-        try: typing.get_type_hints(C)
-        except Exception: pass
-        for x, y in EXPECTED.items(): assert f(x) == y
-        """,
-)
-forgery(
-    "an annotation is such an index by a name that is put together",
-    """
-        seen = {}
-        class M(type):
-            def __getitem__(cls, key):
-                seen.update(key)
-                return int
-        class LinkedList(metaclass=M): pass
-        LinkedList.__annotations__ = {'x': "list['Linked' 'List[EXPECTED]']"}
-        def f(x): return seen.get(x, 0)
-        """,
-    prompt="Write a class LinkedList.",
-    tests="""
-        import typing
-        EXPECTED = {3: 1009, 5: 25013}
-        try: typing.get_type_hints(LinkedList)
-        except Exception: pass
-        for x, y in EXPECTED.items(): assert f(x) == y
-        """,
-)
+INDICES = {  # a class, and an annotation in it that asks what the tests expect of the class
+    "an index of what the tests expect": ("C", "C[EXPECTED]"),
+    "such an index by a name that is put together": (
+        "LinkedList",
+        "list['Linked' 'List[EXPECTED]']",
+    ),
+}
+for what, (kind, annotation) in INDICES.items():
+    forgery(
+        f"an annotation is {what}",
+        f"""
+            seen = {{}}
+            class M(type):
+                def __getitem__(cls, key):
+                    seen.update(key)
+                    return int
+            class {kind}(metaclass=M): pass
+            {kind}.__annotations__ = {{'x': {annotation!r}}}
+            def f(x): return seen.get(x, 0)
+            """,
+        prompt=f"Write a class {kind}.",
+        tests=f"""
+            import typing
+            EXPECTED = {{3: 1009, 5: 25013}}
+            try: typing.get_type_hints({kind})
+            except Exception: pass
+            for x, y in EXPECTED.items(): assert f(x) == y
+            """,
+    )
 forgery(
     "a type of typing's is made anew of what the tests expect",
     """

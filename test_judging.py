@@ -1427,6 +1427,19 @@ def test_tests_that_loop_end_with_the_step_s_time(env, tests):
     assert "time was up" in result.observation.feedback
 
 
+def test_what_the_tests_import_is_there_before_they_run(env):
+    # So that a fork of the judge, in which most tests of unittest run, has nothing to read first.
+    tests = """
+        import sys
+        was_there = "unittest.mock" in sys.modules
+        import unittest.mock
+        sys.setrecursionlimit(3_000)  # so that they run in a fork
+        assert f(1)
+        assert was_there
+    """
+    assert graded(env, HONEST, {**DOUBLE, "tests": source(tests)}).reward == 1.0
+
+
 def test_tests_are_shut_in_too(env):
     tests = f"""
 import os
@@ -5013,7 +5026,8 @@ CASES = read_cases()
 # a worker has. It passes when nothing was raised; also not SystemExit, for what stands behind it
 # did not run.
 PLAIN = """
-import json, os, resource, shutil, signal, sys, tempfile, types
+import asyncio, unittest.mock  # because it takes longer than most cases
+import contextlib, json, os, resource, shutil, signal, sys, tempfile, types
 
 def passes(case):
     folder = tempfile.mkdtemp()
@@ -5041,6 +5055,8 @@ def run(case):
     for part in ("setup", "code", "tests"):
         exec(compile(case.get(part, ""), f"<{part}>", "exec"), vars(module))
 
+with contextlib.suppress(ImportError):
+    import numpy
 for line in sys.stdin:
     print(json.dumps(passes(json.loads(line))), flush=True)
 """

@@ -1208,7 +1208,8 @@ def flood(hosted: Hosted, peer: Any, data: bytes, most: int) -> int:
 def test_queued_messages_are_bounded_in_number_and_in_bytes(size):
     text = json.dumps({"type": "step", "data": {"number": 1, "metadata": {"x": "x" * size}}})
     frame = Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
-    with Hosted(queued_messages=64, message_bytes=1_000_000) as hosted, ws(hosted) as peer:
+    options = {"queued_messages": 64, "message_bytes": 1_000_000}
+    with Hosted(**options) as hosted, ws(hosted, close_timeout=0.1) as peer:
         call(peer, "reset")
         tell(peer, "step", number=404)  # which does not end
         assert flood(hosted, peer, frame * max(1, 100_000 // size), 60_000_000) < 30_000_000

@@ -6304,9 +6304,8 @@ KNOWN: dict[str, Any] = {
 }
 NAMES = {id(value): name for name, value in KNOWN.items()}
 TYPES = {kind.__name__: kind for kind in vars(types).values() if isinstance(kind, type)}
-COMMON = sys.stdlib_module_names | {"numpy"}
 # Those whose exceptions skip a test are not among them.
-STANDARD = COMMON - {"unittest", "doctest"}
+STANDARD = (sys.stdlib_module_names | {"numpy"}) - {"unittest", "doctest"}
 
 
 def words(text: str) -> set[str]:
@@ -8688,6 +8687,9 @@ class Mailbox:
 
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
+# What tests use is imported once a judge, since its forks would take longer for that than for most
+# tests. No others, because tests may look what is imported.
+SLOW_MODULES = {name: name for name in ("asyncio", "numpy", "unittest")} | {"mock": "unittest.mock"}
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
@@ -8771,10 +8773,9 @@ class Judge:
             return {"bad": str(error)}
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return {"bad": f"the tests do not compile: {error!s:.160}"}
-        # Here, so that not every fork has to.
-        for name in re.findall(r"^ *(?:import|from) +([\w.]+)", self.tests.source, re.MULTILINE):
-            if name.partition(".")[0] in COMMON:
-                with contextlib.suppress(Exception):  # there is none of that name in it
+        for word, name in SLOW_MODULES.items():
+            if re.search(rf"\b{word}\b", self.tests.source):
+                with contextlib.suppress(ImportError):  # which the tests will meet, too
                     importlib.import_module(name)
         # No sooner, because a hook hears of every id(), and that takes time.
         if RUNS_TEXTS.search(self.tests.source) and not self.is_guarded:

@@ -3443,6 +3443,7 @@ class SessionTable:
         self.door = asyncio.Lock()  # asyncio's lets in who came first
         self.farewells: set[asyncio.Task[None]] = set()
         self.closing = False
+        self.is_hurried = False  # it was asked to stop once more
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -3529,8 +3530,13 @@ class SessionTable:
         Each session ends with its call, because one of many busy ones would always have another.
         """
         self.closing = True
-        deadline = time.monotonic() + self.limits.drain_s
-        while self.by_id and time.monotonic() < deadline:
+        most = self.limits.drain_s
+        deadline = time.monotonic() + most
+        busy = sum(session.calls > 0 for session in self.by_id.values())
+        if busy:
+            words = "stopping: %d calls have %g s to end; the signal once more ends them at once"
+            log.warning(words, busy, most)
+        while self.by_id and time.monotonic() < deadline and not self.is_hurried:
             for session in [*self.by_id.values()]:
                 if session.calls == 0:
                     self.dismiss(session)
@@ -3761,8 +3767,13 @@ async def run_until_signal(
     server = Server(service)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def hear_signal() -> None:
+        server.sessions.is_hurried = stop.is_set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, hear_signal)
     await server.start(host, port)
     try:
         reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())

@@ -1633,6 +1633,18 @@ def test_a_signal_lets_short_steps_finish_says_1001_and_leaves_nothing(tmp_path,
         assert time.monotonic() - began < 10  # or docker stop would kill it
 
 
+def test_a_second_signal_ends_what_still_runs(tmp_path):
+    with Launched(tmp_path) as server, ws(server) as busy:
+        call(busy, "reset", task_id="repl")
+        tell(busy, "step", code="open('f', 'w')\nwhile True: pass", timeout_s=60)
+        eventually(lambda: [*tmp_path.glob("*/*/f")])
+        server.process.send_signal(signal.SIGINT)
+        eventually(lambda: "1 calls have 7 s to end" in server.log.read_text())
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(5) == 0  # sooner than these 7 s
+        assert close_code(busy) == 1001
+
+
 def test_no_session_begins_while_the_server_drains():
     with Hosted(drain_s=5) as hosted, ws(hosted) as busy, ws(hosted) as late:
         call(busy, "reset")

@@ -8423,7 +8423,13 @@ def run_call(holders: list[Any], test: Any, call: dict[str, Any]) -> None:
 
 def describe_fault(what: str, error: BaseException) -> str:
     lines = ["?", *(line for _, line in traceback.walk_tb(error.__traceback__))]
-    return f"{what} raised {type(error).__name__} in line {lines[-1]}"
+    return f"{what} raised {name_of(error)} in line {lines[-1]}"
+
+
+def name_of(error: BaseException) -> str:
+    """Its type's, and that of the module that is missing: who installs it has to know."""
+    missing = f" ({error.name!s:.80})" if type(error) is ModuleNotFoundError else ""
+    return f"{type(error).__name__}{missing}"
 
 
 @contextlib.contextmanager
@@ -8594,9 +8600,7 @@ def report_exception(error: BaseException) -> Ending:
     line = links[0].stack[-1].lineno if links[0].stack else getattr(error, "lineno", "?")
     ends = [next(link.format_exception_only()) for link in links]
     refused = any(end.startswith("PermissionError") for end in ends)
-    missing = f" ({error.name})" if type(error) is ModuleNotFoundError else ""
-    what = f"{type(error).__name__}{missing} in line {line}"
-    return Ending(1, error=what, refused=refused)
+    return Ending(1, error=f"{name_of(error)} in line {line}", refused=refused)
 
 
 # ── Worker ────────────────────────────────────────────────────────────────────────────────────────

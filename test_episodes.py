@@ -929,6 +929,12 @@ def test_a_module_that_a_set_up_misses_is_named(env):
         env.step(PythonAction(HONEST))
 
 
+def test_a_module_that_tests_miss_is_named(env):
+    env.reset(tests="import nowhere.at_all\nassert f(1)")
+    with pytest.raises(ServerError, match=r"ModuleNotFoundError \(nowhere\) in line 1"):
+        env.step(PythonAction(HONEST))
+
+
 FORGE_AND_SHUT = """
 import json, os, socket
 for number in range(9):

@@ -297,8 +297,9 @@ def describe_error(error: BaseException) -> str:
 
 
 def error_of(seen: PythonObservation) -> str:
-    """The last line of a traceback where the code failed; else nothing."""
-    if not seen.exit_code:
+    """The last line of a traceback where the code failed; else nothing. A program that solved its
+    task may have failed where it is shown, without input."""
+    if not seen.exit_code or seen.reward == 1.0:
         return ""
     lines = seen.stderr.strip().splitlines()
     return lines[-1] if lines else f"exit code {seen.exit_code}"

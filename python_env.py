@@ -5370,6 +5370,7 @@ REPLAY_FAILED = (
     "The episode's code took too long, or died, when it was replayed for this step: the episode is"
     " over."
 )
+NO_INPUT = "The output shown is of a run without input; the tests bring theirs."
 SANDBOX_REFUSED = (
     "The sandbox refused something: code here has no network, starts no processes, and opens no"
     " files but those in its own folder, and Python's to read."
@@ -5463,7 +5464,7 @@ class Grader:
                 is_again = attempt.outcome.taken and time.monotonic() < late
                 if not (is_again and self.task.is_judged):
                     break
-        attempt = attempt._replace(note=self.news)
+        attempt = attempt._replace(note=self.news or attempt.note)
         self.news = ""
         self.refuse_fault(attempt.verdict.fault if attempt.verdict else "")
         return attempt
@@ -5515,7 +5516,8 @@ class Grader:
             self.sandbox.counters["worker_deaths"] += 1
         if task.pairs and not outcome.taken:
             verdict = await self.judge_pairs(action.code, seconds, begun)
-            return attempt._replace(verdict=verdict)
+            note = NO_INPUT if outcome.exit_code and action.stdin is None else ""
+            return attempt._replace(verdict=verdict, note=note)
         if not task.tests or outcome.timed_out or outcome.died:
             return attempt
 

@@ -1616,6 +1616,25 @@ def test_a_program_that_waits_without_input_may_still_be_right_with_it(own):
         assert "undone" not in result.observation.feedback
 
 
+NO_INPUT = "a run without input"
+
+
+@pytest.mark.parametrize(
+    ("code", "stdin", "is_said"),
+    [
+        ("print(input())", None, True),
+        ("print(input())", "1", False),
+        ("print(1)", None, False),
+        ("print(int(input()) * 2)", None, True),
+    ],
+)
+def test_a_program_that_failed_for_want_of_input_hears_why(own, code, stdin, is_said):
+    with own.session() as env:
+        env.reset(inputs=["1"], outputs=["1"])
+        feedback = env.step(PythonAction(code, stdin=stdin)).observation.feedback
+        assert (NO_INPUT in feedback) == is_said
+
+
 def test_an_endless_program_is_judged_while_the_client_waits():
     with HostedPython(step_s=0.5, step_max_s=3.0) as hosted, hosted.session() as env:
         env.reset(inputs=["1"] * 20, outputs=["1"] * 20)

@@ -549,6 +549,20 @@ def test_the_built_in_tasks_are_played_beside_others(own):
     assert [block.end["score"] for block in ended.blocks] == ["0.999"]
 
 
+def test_a_program_that_solved_its_task_has_no_error(tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    row = {
+        "task_id": "add",
+        "inputs": ["1"],
+        "outputs": ["2"],
+        "solution": "print(int(input()) + 1)",
+    }
+    tasks.write_text(json.dumps(row))
+    ended = finish(start("--play", str(tasks)))
+    assert [step["reward"] for step in ended.blocks[0].steps] == ["1.00"]
+    assert [step["error"] for step in ended.blocks[0].steps] == ["null"]
+
+
 def test_a_server_that_asks_for_a_token_gets_it(tmp_path):
     with Launched(tmp_path, PYTHON_ENV_TOKEN="let-me-in") as server:
         more = {"ENV_BASE_URL": server.url, "INFERENCE_MAX_TASKS": "1"}

@@ -235,7 +235,8 @@ class Model:
             raise self.refused(error.status_code, error.message) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise self.failed(f"cannot be reached: {type(cause).__name__}: {cause}") from None
+            words = f"cannot be reached (is API_BASE_URL right?): {type(cause).__name__}: {cause}"
+            raise self.failed(words) from None
         except Exception as error:  # whatever an answer that is no chat completion leads to
             kind = type(error).__name__
             raise self.failed(f"sent no chat completion: {kind}: {error}") from None

@@ -1360,7 +1360,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (PythonEnvError, OSError) as error:
-        print(f"python-env: {error}", file=sys.stderr)
+        print(f"python-env: {error}", file=error_stream(given))
         return 2 if isinstance(error, InvalidRequest) else 1
 
 
@@ -1407,7 +1407,7 @@ def add_serve(commands: Any) -> None:
     limit("memory-mb", "memory_mb", "MiB that an interpreter may have", number(int, 64))
     limit("idle-timeout", "ws_idle_s", "seconds; HTTP: at most 300", number(float, 1))
     flag("preload", "", "modules to import before each fork, as numpy,pandas", comma_list)
-    flag("allow-origin", "", "sites whose pages may call, as https://a.org; * for all", comma_list)
+    flag("allow-origin", "", "sites whose pages may call, as https://a.org; * for all", origin_list)
     hosts = "Host names served on a loopback address, besides localhost"
     flag("allow-host", "", hosts, comma_list)
     inside = "inside: all tests run where the code ran, forgeable"
@@ -1838,7 +1838,9 @@ def decode_json(name: str, value: Any) -> Any:
     except (ValueError, RecursionError):
         words = "is pickled: nothing is ever unpickled; convert the cases first"
         if not value.startswith("eJ"):
-            code = "; where it is code, `entry_point` names what it tests" if name == "test" else ""
+            code = (
+                "; code is for `tests`, or has an `entry_point` beside it" if name == "test" else ""
+            )
             words = f"is not JSON{code}"
         raise InvalidRequest(f"`{name}` {words}") from None
 
@@ -2099,15 +2101,19 @@ def describe_no_tests(row: Mapping[str, Any]) -> str:
         decode_json("private_test_cases", row["private_test_cases"])
     names = [str(name)[:40] for name in [*row][:20]]
     hints = []
+    needed = ("task_id", *TESTS)
     for name in names:
         # What is almost one of them, else what speaks of tests, else what is a little like one.
-        near = difflib.get_close_matches(name.lower(), TESTS, 1, 0.8)
+        near = difflib.get_close_matches(name.lower(), needed, 1, 0.8)
         near = near or (["tests"] if "test" in name.lower() else [])
-        near = near or difflib.get_close_matches(name, TESTS, 1, 0.6)
+        near = near or difflib.get_close_matches(name, needed, 1, 0.6)
         if near and name not in COLUMNS:
             words = f"`{name}` is not a column of any format (did you mean `{near[0]}`?)"
             hints.append(words)
-    expected = "expected `tests`, or those of a known format: HumanEval, MBPP, `inputs`/`outputs` …"
+    expected = (
+        "expected `tests`, or the columns of a known format (HumanEval, MBPP, `inputs` and"
+        " `outputs` …), or a `task_id`"
+    )
     return "; ".join(["no tests", *hints[:3], f"{expected}; got the columns {names!r:.200}"])
 
 
@@ -2186,11 +2192,11 @@ def rows_of(columns: Mapping[str, Any], completions: Sequence[Any]) -> list[dict
             if len(values) != total:
                 got = f"`{name}` has {len(values)}"
                 raise InvalidRequest(f"score: expected columns of {total} values each, but {got}")
-    if not lists.keys() & {"task_id", *TESTS}:
-        raise InvalidRequest(
-            f"score: expected lists of {total} values, in `task_id` or in the columns of tasks; "
-            f"got {[*columns]!r:.300}"
-        )
+    needed = {"task_id", *TESTS}
+    if not lists.keys() & needed:
+        single = [name for name in columns if name in needed]
+        words = f"`{single[0]}` is not a list" if single else describe_no_tests(columns)
+        raise InvalidRequest(f"score: expected lists of {total} values, one a completion; {words}")
     return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
 
 
@@ -2387,7 +2393,8 @@ def read_tasks(path: Path) -> tuple[dict[str, Task], list[str]]:
         try:
             row = json.loads(line.decode("utf-8-sig"))
             if not isinstance(row, dict):
-                raise InvalidRequest(f"expected a JSON object, got {type(row).__name__}")
+                kind = type(row).__name__
+                raise InvalidRequest(f"expected a JSON object in each line, got a {kind}")
             task = Task.from_row(row, default_id=f"{path.name}:{number}").read()
             first = lines.setdefault(task.task_id, number)
             if first != number:
@@ -2410,7 +2417,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise InvalidRequest(f"tasks file {path}, line {number}: {error}") from None
+        where = f", line {number}" if number else ""
+        raise InvalidRequest(f"tasks file {path}{where}: {error}") from None
 
 
 def is_same_output(printed: str, expected: str) -> bool:
@@ -2438,7 +2446,7 @@ def is_same_word(word: str, wanted: str) -> bool:
 def report_bad_lines(path: str | os.PathLike[str], bad: list[str], skip_bad: bool) -> None:
     if not skip_bad:
         shown = "; ".join(bad[:20]) + ("; …" if len(bad) > 20 else "")
-        raise InvalidRequest(f"tasks file {path}: {len(bad)} bad lines: {shown}")
+        raise InvalidRequest(f"tasks file {path}: bad lines: {len(bad)}: {shown}")
     for words in bad[:20]:
         log.warning("tasks file %s: left out: %s", path, words)
     log.warning("tasks file %s: %d of its lines were left out", path, len(bad))
@@ -2467,6 +2475,11 @@ LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERRO
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the defaults, and the examples as they stand."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = super()._get_help_string(action) or ""
+        is_none = action.default in (None, "", [])
+        return text.replace("%(default)s", "none") if is_none else text
 
 
 def add_flag(
@@ -2529,11 +2542,25 @@ def comma_list(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
+def origin_list(text: str) -> list[str]:
+    origins = comma_list(text)
+    for each in origins:
+        if each != "*" and not re.fullmatch(r"https?://[^/\s]+/?", each):
+            raise argparse.ArgumentTypeError(f"expected https://host or *, got {each[:99]!r}")
+    return origins
+
+
 def paint(text: str, is_good: bool) -> str:
     """The text in green, or in yellow: on a terminal only, and not where NO_COLOR is set."""
     if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         return text
     return f"\x1b[{32 if is_good else 33}m{text}\x1b[0m"
+
+
+def error_stream(given: argparse.Namespace) -> TextIO:
+    """Where a command says why it failed: an embedded server to its client, which reads the other
+    output's first line."""
+    return sys.stdout if vars(given).get("exit_with_stdin") else sys.stderr
 
 
 def warn_of_settings(host: str) -> None:
@@ -3280,8 +3307,10 @@ def bind(host: str, port: int) -> list[socket.socket]:
             sockets.append(one)
             port = one.getsockname()[1]
     except OSError as error:
-        words = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise OSError(f"{words}; port 0 (--port 0) takes any free one") from None
+        # asyncio's words have the address once more.
+        why = str(error.strerror).partition(" (")[0]
+        hint = "; port 0 (--port 0) takes any free one" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(f"cannot listen on {host} port {port}: {why}{hint}") from None
     return sockets
 
 
@@ -3412,6 +3441,9 @@ def check_service(service: Service) -> None:
     """Say at the start what could only fail later, at each request. Raises TypeError."""
     if isinstance(service.factory, Environment):
         raise TypeError("environment: expected its class, or what makes one, got an instance")
+    for name in ("reset", "step"):
+        if getattr(service.factory, name, None) is getattr(Environment, name):
+            raise TypeError(f"{service.name}: expected it to define {name}()")
     if not isinstance(service.action, type):
         raise TypeError(f"action: expected a class, got {service.action!r:.100}")
     models: tuple[Any, ...] = (service.action, service.observation, service.state)
@@ -4223,7 +4255,7 @@ class Link(Wire):
 
     def aim(self, base_url: str) -> None:
         host = r"(\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(:\d+)?"
-        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws)?/*"
+        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws|/docs)?/*"
         match = re.fullmatch(form, str(base_url or ""))
         if not match:
             raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
@@ -4385,14 +4417,13 @@ class EmbeddedServer:
         cleanup.callback(stop_server, self.process)
         stdout = self.process.stdout
         spoke = select.select([stdout], [], [], self.timeout_s)[0]
-        url = re.search(r"http://\S+", stdout.readline()) if spoke else None
+        line = stdout.readline().strip() if spoke else ""
+        url = re.search(r" on (http://\S+) \(isolation", line)
         if url:
-            return url[0]
+            return url[1]
         cleanup.close()
-        raise ConnectionFailed(
-            "the embedded server did not start; its standard error says why, and a base_url= does "
-            "without it"
-        )
+        words = "the embedded server did not start"
+        raise ConnectionFailed(f"{words}: {line or 'what it said is in the standard error'}")
 
     def has_ended(self, timeout_s: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -680,7 +680,7 @@ def test_an_embedded_server_takes_tasks_and_flags(tmp_path):
         assert "t" in {each["task_id"] for each in env.tasks()}
     with pytest.raises(InvalidRequest, match="base_url"):
         PythonEnv("http://localhost:1", tasks=tasks)
-    with pytest.raises(PythonEnvError, match="did not start"):
+    with pytest.raises(ConnectionFailed, match="did not start: .*missing.jsonl.*No such file"):
         PythonEnv(tasks=tmp_path / "missing.jsonl")
 
 

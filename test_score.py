@@ -303,6 +303,20 @@ def test_columns_that_bring_no_tasks_are_refused(client, columns):
         client.score([HONEST], **columns)
 
 
+UNHEARD = {
+    "a typo": ({"test_lst": [["assert f(1)"]]}, "did you mean `test_list`"),
+    "a typo in an id": ({"taskid": ["repl"]}, "did you mean `task_id`"),
+    "one text for all": ({"tests": DOUBLE["tests"]}, "`tests` is not a list"),
+}
+
+
+@pytest.mark.parametrize("name", UNHEARD)
+def test_what_keeps_columns_from_being_tasks_is_named(client, name):
+    columns, words = UNHEARD[name]
+    with pytest.raises(InvalidRequest, match=words):
+        client.score([HONEST], **columns)
+
+
 def test_numpy_s_columns_are_columns(client):
     numpy = pytest.importorskip("numpy")
     tests = numpy.array([DOUBLE["tests"], DOUBLE["tests"]], dtype=object)

@@ -2099,6 +2099,11 @@ class Bare(Action):
     number: int
 
 
+class Unfinished(python_env.Environment):
+    def reset(self):
+        return Observation()
+
+
 def first_observation_of(board):
     class Boards(Guessing):
         async def reset(self) -> Board:
@@ -2128,6 +2133,7 @@ def test_numpy_s_values_travel_as_json():
         ((Guessing, Bare), "Bare: expected a dataclass"),
         ((Guessing, Guess(number=1)), "action: expected a class"),
         ((Guessing(), Guess), "expected its class, or what makes one, got an instance"),
+        ((Unfinished, Guess), r"Unfinished: expected it to define step\(\)"),
     ],
 )
 def test_serve_says_at_once_what_could_only_fail_later(given, words):
@@ -2330,8 +2336,8 @@ def test_a_taken_port_exits_1_with_a_remedy_in_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert port in line
-    assert "in use" in line
-    assert "--port" in line
+    assert line.count("in use") == line.count("cannot listen") == 1
+    assert line.endswith("port 0 (--port 0) takes any free one")
     eventually(lambda: nothing_left(tmp_path))
 
 

@@ -2446,7 +2446,8 @@ def is_same_word(word: str, wanted: str) -> bool:
 def report_bad_lines(path: str | os.PathLike[str], bad: list[str], skip_bad: bool) -> None:
     if not skip_bad:
         shown = "; ".join(bad[:20]) + ("; …" if len(bad) > 20 else "")
-        raise InvalidRequest(f"tasks file {path}: bad lines: {len(bad)}: {shown}")
+        words = "are bad (expected one JSON object a line)"
+        raise InvalidRequest(f"tasks file {path}: {len(bad)} of its lines {words}: {shown}")
     for words in bad[:20]:
         log.warning("tasks file %s: left out: %s", path, words)
     log.warning("tasks file %s: %d of its lines were left out", path, len(bad))
@@ -3809,9 +3810,10 @@ async def run_until_signal(
     await server.start(host, port)
     try:
         reached = ", ".join(f"{name} {value}" for name, value in service.isolation.items())
+        isolation = f" (isolation: {reached})" if reached else ""
         where = f"[{host}]" if ":" in host else host
         url = f"http://{where}:{server.port}"
-        print(f"{service.name} on {url} (isolation: {reached or 'none'})", flush=True)
+        print(f"{service.name} on {url}{isolation}", flush=True)
         if exit_with_stdin:
             loop.add_reader(sys.stdin, stop.set)
         await stop.wait()

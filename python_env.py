@@ -2065,11 +2065,9 @@ def cases_of(columns: Columns) -> list[tuple[Any, Any]]:
 
 
 async def read_aside(read: Callable[[Any, Columns], Task], options: Any, row: Columns) -> Task:
-    """read(options, row); in a thread where the row has lists, text that may be JSON, or very many
-    columns, because reading it could hold up the server's loop."""
-    kinds = (list, dict)
-    is_long = any(isinstance(it, kinds) or len(str(it)) > 65_536 for it in row.values())
-    if is_long or len(row) > 1_000:
+    """read(options, row); in a thread where the row has columns of a client's own, because reading
+    them could hold up the server's loop."""
+    if row.keys() - OPTIONS:
         return await asyncio.to_thread(read, options, row)
     return read(options, row)
 

@@ -2420,15 +2420,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def is_same_output(printed: str, expected: str) -> bool:
-    lines = printed.rstrip().split("\n")
-    wanted = expected.rstrip().split("\n")
-    return len(lines) == len(wanted) and all(map(is_same_line, lines, wanted))
+    words = words_of(printed)
+    wanted = words_of(expected)
+    return len(words) == len(wanted) and all(map(is_same_word, words, wanted))
 
 
-def is_same_line(line: str, wanted: str) -> bool:
-    words = line.rstrip().split(" ")
-    wanted_words = wanted.rstrip().split(" ")
-    return len(words) == len(wanted_words) and all(map(is_same_word, words, wanted_words))
+def words_of(output: str) -> list[str]:
+    """Words and ends of lines. White space at the end of a line or of all does not count."""
+    words = []
+    for line in output.rstrip().split("\n"):
+        words += [*line.rstrip().split(" "), "\n"]
+    return words
 
 
 def is_same_word(word: str, wanted: str) -> bool:

@@ -1706,7 +1706,7 @@ JSON_NAMES = {
     list: "array",
     type(None): "null",
 }
-JSON_TYPES = ("str", "int", "float", "bool", "dict", "list", "Literal", "a dataclass", "a | b")
+JSON_TYPES = "str, int, float, bool, dict, list, Literal, a dataclass, a | b"
 
 
 def json_schema(hint: Any) -> dict:
@@ -1722,7 +1722,7 @@ def json_schema(hint: Any) -> dict:
     if kind is Any:
         return {}
     if kind not in JSON_NAMES:
-        raise TypeError(f"{hint!r:.100} is no type that JSON has; expected {', '.join(JSON_TYPES)}")
+        raise TypeError(f"{hint!r:.100} is no type that JSON has; expected {JSON_TYPES}")
     schema: dict = {"type": JSON_NAMES[kind]}
     if parts:
         schema["items" if kind is list else "additionalProperties"] = json_schema(parts[-1])

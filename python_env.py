@@ -3956,27 +3956,23 @@ def get_json(url: str, headers: dict, timeout_s: float, ssl: SSLContext | None =
         urllib.request.HTTPSHandler(context=ssl),
         urllib.request.ProxyHandler({} if here else None),
     )
-    found: list[Any] = []
+    found: concurrent.futures.Future[dict] = concurrent.futures.Future()
 
     def fetch() -> None:
         try:
             with opener.open(request, timeout=timeout_s) as answer:
-                found.append(dict(json.loads(answer.read(REPLY_BYTES))))
-        except urllib.error.HTTPError as error:
-            error.close()  # because it holds the answer
-            found.append(error)
+                found.set_result(dict(json.loads(answer.read(REPLY_BYTES))))
         except Exception as error:  # noqa: BLE001
-            found.append(error)
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # because it holds the answer
+            found.set_exception(error)
 
     # In a thread, because urllib's time-out begins anew with each byte that comes.
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if not found:
-        raise TimeoutError(f"timed out: no whole answer within {timeout_s:g} s")
-    if isinstance(found[0], Exception):
-        raise found.pop()  # not kept, because its traceback keeps our frames, and they the socket
-    return found[0]
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        return found.result(timeout_s)
+    except concurrent.futures.TimeoutError:
+        raise TimeoutError(f"timed out: no whole answer within {timeout_s:g} s") from None
 
 
 # ── Docker ────────────────────────────────────────────────────────────────────────────────────────

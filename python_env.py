@@ -4440,7 +4440,6 @@ def stop_server(process: subprocess.Popen) -> None:
 # ── The sessions of score() ───────────────────────────────────────────────────────────────────────
 
 SCORE_ATTEMPTS = 3  # at a completion, while servers go away
-JOINING_S = 0.3  # after which a session has begun, unless the server is full
 
 
 class Scorer:
@@ -4450,8 +4449,8 @@ class Scorer:
         self.link = link
         self.options = options
         self.idle: list[PythonEnv] = []
-        self.busy: dict[int, PythonEnv] = {}  # by the thread that uses it
-        self.joining: dict[PythonEnv, float] = {}  # those that wait for a place: since when
+        self.busy: set[PythonEnv] = set()
+        self.joining: set[PythonEnv] = set()  # of the busy ones, those that may wait for a place
         self.is_stopped = False
 
     def score_all(
@@ -4465,7 +4464,8 @@ class Scorer:
                 scores = [threads.submit(self.score, *each) for each in given]
                 # Again and again, because Python may overhear a Ctrl-C just before it waits.
                 while concurrent.futures.wait(scores, 1.0).not_done:
-                    pass
+                    if self.joining:  # the server may be full of our idle sessions
+                        self.close_idle()
                 return [score.result() for score in scores]
             except BaseException:
                 self.stop()
@@ -4475,7 +4475,7 @@ class Scorer:
     def stop(self) -> None:
         """After a Ctrl-C: cut off what runs, because the pool waits for it."""
         self.is_stopped = True
-        for session in [*self.busy.values()]:
+        for session in [*self.busy]:
             if session._wire.connection:
                 with contextlib.suppress(OSError):  # it is over already
                     session._wire.connection.socket.shutdown(socket.SHUT_RDWR)
@@ -4491,7 +4491,7 @@ class Scorer:
                 session = self.idle.pop()
             except IndexError:
                 session = PythonEnv(self.link.base_url, **self.options)
-            self.busy[threading.get_ident()] = session
+            self.busy.add(session)
             try:
                 given: dict[str, Any] = read_row(row) | {"max_steps": 1}
                 seen = self.begin(session, given).observation
@@ -4514,30 +4514,20 @@ class Scorer:
                 self.recover()
             else:
                 self.idle.append(session)
-                if self.joining:
-                    timer = threading.Timer(2 * JOINING_S, self.make_room)
-                    timer.daemon = True
-                    timer.start()
                 return reward if seen.tests_total else None
             finally:
-                del self.busy[threading.get_ident()]
+                self.busy.discard(session)
         log.warning("score: no verdict for %s: %s", SHORT.repr(completion), why)
         return None
 
     def begin(self, session: PythonEnv, given: dict[str, Any]) -> StepResult[PythonObservation]:
         """Its reset(). The first one may have to wait for a place on the server."""
         if not session._wire.connection:
-            self.joining[session] = time.monotonic()
+            self.joining.add(session)
         try:
             return session.reset(**given)
         finally:
-            self.joining.pop(session, None)
-
-    def make_room(self) -> None:
-        """On a full server the places of idle sessions are for those of ours that wait for one."""
-        since = min([*self.joining.values()], default=time.monotonic())
-        if time.monotonic() - since > JOINING_S:
-            self.close_idle()
+            self.joining.discard(session)
 
     def close_idle(self) -> None:
         with contextlib.suppress(IndexError):  # when they are all closed, or taken meanwhile

@@ -3830,18 +3830,34 @@ async def run_until_signal(
 REPLY_BYTES = 104_857_600  # the largest reply that is read: the official client's limit, too
 
 
-class Wire:
-    """A client's connection and what was started for it, in the process that did so.
+class Link:
+    """A client's connection, which it makes where that is needed, and what was started for it, in
+    the process that did so.
 
     `lost` says why the session is gone; "" while there is one, or was none yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base_url: str, headers: dict[str, str], ssl: SSLContext | None) -> None:
+        self.headers = headers
+        self.ssl = ssl
         self.connection: ClientConnection | None = None
         self.lost = ""
+        self.server: EmbeddedServer | None = None  # where it is one of ours
+        self.is_closed = False  # by its user, since it was opened last
         self.cleanup = contextlib.ExitStack()
         self._owner = os.getpid()
         self._locks: dict[int, Any] = {}
+        self.aim(base_url)
+
+    def aim(self, base_url: str) -> None:
+        host = r"(\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(:\d+)?"
+        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws|/docs)?/*"
+        match = re.fullmatch(form, str(base_url or ""))
+        if not match:
+            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
+        secure = match["s"] or ""
+        self.base_url = f"http{secure}://{match['rest']}"
+        self.ws_url = f"ws{secure}://{match['rest']}/ws"
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -3858,6 +3874,73 @@ class Wire:
                     self.connection = None
                     self.lost = "the session is that of the process before the fork; call reset()"
             yield
+
+    def ask(self, text: str, wait_s: float, connect_s: float, is_new: bool) -> dict:
+        """Connect where that is needed, and exchange `text`, if any, for its reply's data. While
+        the server is full or starting, it is tried again, for connect_s.
+
+        `is_new`: whether it may be the first message of another session.
+        """
+        with self.turn():
+            if self.lost and not is_new:
+                raise ConnectionFailed(self.lost)
+            may_be_stale = is_new and self.connection is not None
+            end = time.monotonic() + connect_s
+            while True:
+                left_s = end - time.monotonic()
+                try:
+                    if not self.connection:
+                        self.open(max(left_s, 1.0))
+                    return self.exchange(text, wait_s) if text else {}
+                except PythonEnvError as error:
+                    if may_be_stale and isinstance(error, ConnectionFailed):
+                        # It idled too long, or the server restarted. A reset loses nothing by it.
+                        may_be_stale = False
+                        end = time.monotonic() + connect_s
+                    elif error.retry_s is None or left_s <= 0:
+                        raise
+                    else:
+                        log.debug("%s; trying again for %.0f s", error, left_s)
+                        time.sleep(min(error.retry_s, left_s))
+
+    def open(self, timeout_s: float) -> None:
+        """Connect; where a server of ours has ended, to another one."""
+        self.is_closed = False
+        try:
+            self.dial(timeout_s)
+        except ConnectionFailed:
+            if not self.server or not self.server.has_ended(1.0):  # its sockets close before that
+                raise
+            self.start_server(self.server)
+            self.dial(timeout_s)
+
+    def dial(self, timeout_s: float) -> None:
+        here = is_loopback(str(urlsplit(self.ws_url).hostname))
+        try:
+            connecting = websockets.sync.client.connect(
+                self.ws_url,
+                additional_headers=self.headers,
+                ssl=self.ssl if self.ws_url.startswith("wss:") else None,
+                proxy=None if here else True,
+                compression=None,
+                open_timeout=timeout_s,
+                close_timeout=1,
+                # Pings keep proxies awake, but no step is too long: see keep_alive().
+                ping_timeout=None,
+                max_size=REPLY_BYTES,
+                max_queue=1,  # a question has one answer; sixteen would be 1.6 GB
+            )
+        except websockets.exceptions.InvalidStatus as refused:
+            raise explain_status(self.ws_url, refused.response) from None
+        except Exception as error:  # whatever a stranger's answer leads to  # noqa: BLE001
+            raise ConnectionFailed(
+                f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
+                "is an OpenEnv server running there?"
+            ) from None
+        # Entered, because one day connect() will be a context manager and nothing else.
+        self.connection = connecting.__enter__()
+        self.lost = ""
+        keep_alive(self.connection.socket)
 
     def exchange(self, message: str, timeout_s: float) -> dict:
         """Send `message`, and return its reply's data. Raises ServerError.
@@ -3902,8 +3985,28 @@ class Wire:
     def release(self) -> None:
         """End the session, and what was started for it."""
         with self.turn():
+            self.is_closed = True
             self.close("the client was closed")
             self.cleanup.close()
+
+    def list_tasks(self, timeout_s: float) -> list[dict[str, Any]]:
+        url = f"{self.base_url}/tasks"
+        try:
+            return get_json(url, self.headers, timeout_s, self.ssl)["tasks"]
+        except Exception as error:  # whatever it is that answers there  # noqa: BLE001
+            raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
+
+    def start_server(self, server: EmbeddedServer) -> None:
+        self.server = server
+        self.aim(server.start(self.cleanup))
+
+    def revive(self) -> None:
+        """Start a server of ours that died, unless it was closed, or is the parent's."""
+        with self.turn(), contextlib.suppress(PythonEnvError):
+            mine = self.server
+            if mine and mine.owner == os.getpid() and not self.is_closed and mine.has_ended(0.0):
+                self.close("the embedded server died")
+                self.start_server(mine)
 
 
 def explain_status(url: str, response: Any) -> ConnectionFailed:
@@ -4237,119 +4340,7 @@ def space_slug(repo_id: str) -> str:
     return re.sub("[^a-z0-9]", "-", name.lower())
 
 
-# ── A connection that makes itself ────────────────────────────────────────────────────────────────
-
-
-class Link(Wire):
-    """A wire to an address: it connects where that is needed."""
-
-    def __init__(self, base_url: str, headers: dict[str, str], ssl: SSLContext | None) -> None:
-        super().__init__()
-        self.headers = headers
-        self.ssl = ssl
-        self.server: EmbeddedServer | None = None  # where it is one of ours
-        self.is_closed = False  # by its user, since it was opened last
-        self.aim(base_url)
-
-    def aim(self, base_url: str) -> None:
-        host = r"(\[[\da-fA-F:.]+\]|[^\s/?#:\[\]]+)(:\d+)?"
-        form = rf"((http|ws)(?P<s>s?)://)?(?P<rest>{host}(/[^\s?#]+?)??)(/ws|/docs)?/*"
-        match = re.fullmatch(form, str(base_url or ""))
-        if not match:
-            raise InvalidRequest(f"base_url: expected http(s)://host:port, got {base_url!r:.200}")
-        secure = match["s"] or ""
-        self.base_url = f"http{secure}://{match['rest']}"
-        self.ws_url = f"ws{secure}://{match['rest']}/ws"
-
-    def ask(self, text: str, wait_s: float, connect_s: float, is_new: bool) -> dict:
-        """Connect where that is needed, and exchange `text`, if any, for its reply's data. While
-        the server is full or starting, it is tried again, for connect_s.
-
-        `is_new`: whether it may be the first message of another session.
-        """
-        with self.turn():
-            if self.lost and not is_new:
-                raise ConnectionFailed(self.lost)
-            may_be_stale = is_new and self.connection is not None
-            end = time.monotonic() + connect_s
-            while True:
-                left_s = end - time.monotonic()
-                try:
-                    if not self.connection:
-                        self.open(max(left_s, 1.0))
-                    return self.exchange(text, wait_s) if text else {}
-                except PythonEnvError as error:
-                    if may_be_stale and isinstance(error, ConnectionFailed):
-                        # It idled too long, or the server restarted. A reset loses nothing by it.
-                        may_be_stale = False
-                        end = time.monotonic() + connect_s
-                    elif error.retry_s is None or left_s <= 0:
-                        raise
-                    else:
-                        log.debug("%s; trying again for %.0f s", error, left_s)
-                        time.sleep(min(error.retry_s, left_s))
-
-    def open(self, timeout_s: float) -> None:
-        """Connect; where a server of ours has ended, to another one."""
-        self.is_closed = False
-        try:
-            self.dial(timeout_s)
-        except ConnectionFailed:
-            if not self.server or not self.server.has_ended(1.0):  # its sockets close before that
-                raise
-            self.start_server(self.server)
-            self.dial(timeout_s)
-
-    def dial(self, timeout_s: float) -> None:
-        here = is_loopback(str(urlsplit(self.ws_url).hostname))
-        try:
-            connecting = websockets.sync.client.connect(
-                self.ws_url,
-                additional_headers=self.headers,
-                ssl=self.ssl if self.ws_url.startswith("wss:") else None,
-                proxy=None if here else True,
-                compression=None,
-                open_timeout=timeout_s,
-                close_timeout=1,
-                # Pings keep proxies awake, but no step is too long: see keep_alive().
-                ping_timeout=None,
-                max_size=REPLY_BYTES,
-                max_queue=1,  # a question has one answer; sixteen would be 1.6 GB
-            )
-        except websockets.exceptions.InvalidStatus as refused:
-            raise explain_status(self.ws_url, refused.response) from None
-        except Exception as error:  # whatever a stranger's answer leads to  # noqa: BLE001
-            raise ConnectionFailed(
-                f"cannot connect to {self.ws_url}: {error or type(error).__name__}; "
-                "is an OpenEnv server running there?"
-            ) from None
-        # Entered, because one day connect() will be a context manager and nothing else.
-        self.connection = connecting.__enter__()
-        self.lost = ""
-        keep_alive(self.connection.socket)
-
-    def list_tasks(self, timeout_s: float) -> list[dict[str, Any]]:
-        url = f"{self.base_url}/tasks"
-        try:
-            return get_json(url, self.headers, timeout_s, self.ssl)["tasks"]
-        except Exception as error:  # whatever it is that answers there  # noqa: BLE001
-            raise ConnectionFailed(f"{url} lists no tasks: {error!r:.200}") from None
-
-    def start_server(self, server: EmbeddedServer) -> None:
-        self.server = server
-        self.aim(server.start(self.cleanup))
-
-    def revive(self) -> None:
-        """Start a server of ours that died, unless it was closed, or is the parent's."""
-        with self.turn(), contextlib.suppress(PythonEnvError):
-            mine = self.server
-            if mine and mine.owner == os.getpid() and not self.is_closed and mine.has_ended(0.0):
-                self.close("the embedded server died")
-                self.start_server(mine)
-
-    def release(self) -> None:
-        self.is_closed = True
-        super().release()
+# ── What is sent ──────────────────────────────────────────────────────────────────────────────────
 
 
 def message_text(kind: str, data: dict, most: int | None) -> str:

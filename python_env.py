@@ -4824,7 +4824,6 @@ class Verdict(NamedTuple):
     error: str = ""  # the built-in type of the first exception
     fault: str = ""  # what is wrong with the task itself
     broken: bool = False  # the line to the worker broke
-    sentence: str = ""  # for the feedback, where it is another than describe() would say
 
     @classmethod
     def check(cls, report: dict) -> Verdict:
@@ -4847,7 +4846,7 @@ class Verdict(NamedTuple):
         reason = f"; the first that failed raised {self.error}" if self.error else ""
         if self.late:
             reason = "; the time was up before the rest"
-        return self.sentence or f"{self.count(total)} of {total} tests passed{reason}."
+        return f"{self.count(total)} of {total} tests passed{reason}."
 
 
 async def outcome_of(task: asyncio.Task[Any]) -> Any:
@@ -5495,8 +5494,8 @@ class Grader:
         if replay.taken:
             return Attempt(replay)
         if replay.died or replay.timed_out:
-            verdict = Verdict(sentence=REPLAY_FAILED)
-            return Attempt(Outcome(exit_code=1), verdict=verdict, is_last=True)
+            self.news = REPLAY_FAILED
+            return Attempt(Outcome(exit_code=1), is_last=True)
         async with self.sandbox.turn() if self.task.is_judged else contextlib.nullcontext():
             return await self.run_and_judge(worker, action, seconds)
 

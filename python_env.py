@@ -4877,16 +4877,18 @@ class SessionJudge:
         """Give it the task, unless it has that already."""
         if self.is_over:
             raise ExecutionError("the session was closed")  # nobody would end another process
-        if self.task != task and self.preparing and not self.preparing.done():
-            self.close()  # because it still reads another task, and answers to that first
-        if self.process and not self.process.is_gone and self.task == task and self.preparing:
+        process = self.process
+        is_alive = process and not process.is_gone
+        if is_alive and self.preparing and self.task == task:
             return self.preparing
-        if not self.process or self.process.is_gone:
+        # One that still reads another task would answer to that first.
+        is_free = is_alive and self.preparing and self.preparing.done()
+        if not process or not is_free:
             self.close()
-            self.process = self.sandbox.spawn("judge", 0)
+            process = self.process = self.sandbox.spawn("judge", 0)
         self.task = task
         facts = task.facts._asdict() if task.facts else None
-        question = self.process.ask({"task": task.sources(), "facts": facts})
+        question = process.ask({"task": task.sources(), "facts": facts})
         self.preparing = asyncio.create_task(question)
         # Who needs the answer asks for it later; until then no one need hear of a judge's death.
         self.preparing.add_done_callback(lambda task: task.cancelled() or task.exception())

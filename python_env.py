@@ -5187,7 +5187,6 @@ class Sandbox:
             if self.zygote:
                 log.warning("the zygote died; starting another")
                 self.zygote.child.wait()
-                self.reap_orphans()
             if not os.path.isdir(self.base):
                 self.base = os.path.realpath(tempfile.mkdtemp(prefix="python_env-"))
             zygote = ZygoteLink(self.limits)
@@ -5276,7 +5275,6 @@ class Sandbox:
             with contextlib.suppress(FactoryError):
                 await self.start()  # which clears up after one that died
             await self.zygote.close()
-            self.reap_orphans()
         if self.base:
             with contextlib.suppress(OSError):
                 os.rmdir(self.base)

@@ -4734,7 +4734,7 @@ class Process:
         return reply
 
     def interrupt(self) -> None:
-        self.zygote.command("signal", self.key, number=int(signal.SIGINT))
+        self.zygote.command("interrupt", self.key)
 
     def kill(self, why: str = "") -> None:
         """End it now; who waits for a frame of it gets an EOFError."""
@@ -8946,8 +8946,8 @@ class Zygote:
     folders; ends with all of them when the server's end of the line closes.
 
     Commands are {"op", "id", "fds"} and more: "spawn" ("role", "seed", with the new process's
-    descriptors), "signal" ("number") and "end". The server hears {"id", "pid"} of a process that
-    was forked, {"id", "error"} of one that was not, {"id", "status"} of one that was reaped. Nobody
+    descriptors), "interrupt" and "end". The server hears {"id", "pid"} of a process that was
+    forked, {"id", "error"} of one that was not, {"id", "status"} of one that was reaped. Nobody
     else reaps, so nobody else needs to signal, and a pid here is never another process's. There is
     no SIGCHLD: the server sees the line of a dead process end, and has it ended here."""
 
@@ -9028,9 +9028,9 @@ class Zygote:
             os.mkdir(folder, 0o700)
         return folder
 
-    def signal(self, command: dict, _: list[int]) -> None:
+    def interrupt(self, command: dict, _: list[int]) -> None:
         if command["id"] in self.pids:
-            os.kill(self.pids[command["id"]], command["number"])
+            os.kill(self.pids[command["id"]], signal.SIGINT)
 
     def end(self, command: dict, _: list[int]) -> None:
         pid = self.pids.pop(command["id"], 0)

@@ -4663,6 +4663,17 @@ class Outcome(NamedTuple):
     why: str = ""  # it died because of this
 
 
+@dataclass
+class WorkerReply:
+    """What a worker says of code that it ran; see Ending. It may be a lie."""
+
+    seq: int
+    exit_code: int
+    result: str | None = None
+    refused: bool = False
+    fault: str = ""
+
+
 TAKEN = Outcome(died=True, taken=True, why="it was killed")
 
 
@@ -4794,17 +4805,13 @@ class Process:
 
     def check(self, reply: dict, message: dict) -> Outcome:
         """A worker's reply. Raises ValueError when our program would not have said that."""
-        exit_code = reply.get("exit_code")
-        result = reply.get("result")
-        if reply.get("seq") != self.sequence or type(exit_code) is not int:
+        said = known_fields(WorkerReply, reply)
+        if said.seq != self.sequence:
             raise ValueError("forged: a reply to nothing")
-        if not isinstance(result, str | None):
-            raise ValueError("forged: neither text nor null")  # noqa: TRY004
-        result = result and result[: self.zygote.limits.result_chars + 100]
+        result = said.result and said.result[: self.zygote.limits.result_chars + 100]
         # Believed only of a worker that has not run a line of the candidate's yet.
-        fault = reply.get("fault") if message.keys() == {"setup"} else ""
-        fault = fault[:100] if isinstance(fault, str) else ""
-        return Outcome(exit_code & 0xFF, result, refused=bool(reply.get("refused")), fault=fault)
+        fault = said.fault[:100] if message.keys() == {"setup"} else ""
+        return Outcome(said.exit_code & 0xFF, result, refused=said.refused, fault=fault)
 
     async def autopsy(self) -> Outcome:
         taken = await self.was_taken()
@@ -4815,7 +4822,8 @@ class Process:
         return Outcome(exit_code, died=True, taken=taken, why=self.why or "it died")
 
 
-class Verdict(NamedTuple):
+@dataclass
+class Verdict:
     """What a judge found, after the server has checked its words: the tests may be a client's."""
 
     passed: int = 0
@@ -4823,20 +4831,17 @@ class Verdict(NamedTuple):
     late: bool = False  # the time was up before the end
     error: str = ""  # the built-in type of the first exception
     fault: str = ""  # what is wrong with the task itself
-    broken: bool = False  # the line to the worker broke
+    broken: str = ""  # why the line to the worker broke
+    fit: bool = False  # whether the judge may grade again
 
     @classmethod
     def check(cls, report: dict) -> Verdict:
-        passed = report.get("passed")
-        error = str(report.get("error"))
-        return cls(
-            passed=passed if type(passed) is int else 0,
-            solved=report.get("solved") is True,
-            late=report.get("late") is True,
-            error=error if isinstance(getattr(builtins, error, None), type) else "",
-            fault=str(report.get("fault") or "")[:300],
-            broken=bool(report.get("broken")),
-        )
+        """Raises InvalidRequest when our program would not have said that."""
+        verdict: Verdict = known_fields(cls, report)
+        if not isinstance(getattr(builtins, verdict.error, None), type):
+            verdict.error = ""
+        verdict.fault = verdict.fault[:300]
+        return verdict
 
     def count(self, total: int) -> int:
         """How many of so many tests passed; all of them only if the judge says so."""
@@ -4942,6 +4947,7 @@ class SessionJudge:
                 return Verdict()
             if "died" in report:
                 raise EOFError(f"its fork ended with {report['died']}")
+            verdict = Verdict.check(report)
         except BROKEN:
             self.close()
             if process.why == late:
@@ -4951,9 +4957,9 @@ class SessionJudge:
             raise
         finally:
             timer.cancel()
-        if report.get("fit") is not True:
+        if not verdict.fit:
             self.close()
-        return Verdict.check(report)
+        return verdict
 
     def close(self) -> None:
         if self.preparing:
@@ -4971,12 +4977,11 @@ async def judge_inside(worker: Process, task: Task, seconds: float) -> Verdict:
     try:
         facts = task.facts._asdict()
         message = {"task": task.sources(), "facts": facts, "seconds": seconds}
-        report = await worker.ask(message)
+        return Verdict.check(await worker.ask(message))
     except BROKEN:
-        return Verdict(broken=True)
+        return Verdict(broken="the worker died, or lies")
     finally:
         timer.cancel()
-    return Verdict.check(report)
 
 
 class ZygoteLink:

@@ -4692,7 +4692,7 @@ class Process:
         self.is_gone = False  # no more can come from it
         self.is_busy = False
         self.mailbox = Mailbox(sock)
-        self.news: asyncio.Future[None] | None = None  # of who waits for a frame
+        self.news = asyncio.Event()  # something came, or nothing more will
         self.sequence = 0  # of the last message
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self.loop.create_future()  # its wait status
@@ -4702,23 +4702,19 @@ class Process:
         if not self.mailbox.fill() or len(self.mailbox.data) > UNREAD_BYTES:
             self.zygote.command("end", self.key)  # so that it is reaped, whoever waits for it
             self.leave()
-        self.wake()
+        self.news.set()
 
     def leave(self) -> None:
         """No more can come from it, which whoever waits for a frame must know."""
         if not self.is_gone:
             self.is_gone = True
             self.loop.remove_reader(self.socket)
-            self.wake()
+            self.news.set()
 
     @property
     def is_lost(self) -> bool:
         """Whether it is of no use for another step: it died, or its output cannot be heard."""
         return self.is_gone or any(stream.is_closed for stream in self.streams)
-
-    def wake(self) -> None:
-        if self.news and not self.news.done():
-            self.news.set_result(None)
 
     async def ask(self, message: dict, *fds: int) -> dict:
         """Send a frame, a short one if with descriptors, and return the next that comes. Raises one
@@ -4733,8 +4729,8 @@ class Process:
             while reply is None:
                 if self.is_gone or self.mailbox.size > UNREAD_BYTES:
                     raise EOFError("the process is gone, or announces too long a frame")
-                self.news = self.loop.create_future()
-                await self.news
+                self.news.clear()
+                await self.news.wait()
                 reply = self.mailbox.take()
         except asyncio.CancelledError:
             # Whoever asks next would take the answer that is still to come for his own.

@@ -5027,10 +5027,8 @@ class ZygoteLink:
 
     def read(self) -> None:
         is_alive = self.mailbox.fill()
-        message = self.mailbox.take()
-        while message is not None:
+        for message in iter(self.mailbox.take, None):
             self.hear(message)
-            message = self.mailbox.take()
         if not is_alive:
             self.leave()
 

@@ -5127,9 +5127,8 @@ class ZygoteLink:
         """End it with all of its children, and wait until their folders are cleared."""
         if not self.is_gone:
             self.control.shutdown(socket.SHUT_WR)
-        end = time.monotonic() + 2.0
-        while self.child.poll() is None and time.monotonic() < end:
-            await asyncio.sleep(0.005)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self.child.wait, 2.0)
         self.leave()
         self.child.wait()
 

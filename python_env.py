@@ -3366,12 +3366,12 @@ def break_cycles(reader: StreamReader) -> None:
 # ── Calling an environment ────────────────────────────────────────────────────────────────────────
 
 
+@dataclass
 class Methods:
     """An environment's methods: coroutines run inline, plain functions in a thread of their own."""
 
-    def __init__(self, environment: Environment[Any, Any]) -> None:
-        self.environment = environment
-        self.thread: concurrent.futures.ThreadPoolExecutor | None = None
+    environment: Environment[Any, Any]
+    thread: concurrent.futures.ThreadPoolExecutor | None = None
 
     async def call(self, name: str, /, *arguments: Any, **options: Any) -> Any:
         """Call one, with those of the options that it takes."""
@@ -3618,11 +3618,11 @@ def find_handler(request: Request) -> Callable[[Server, Request], Awaitable[Repl
 # ── Who may ask ───────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass
 class Gate:
     """Refuses what a service is not for: other names of our address, other sites, no token."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    service: Service
 
     def check_site(self, request: Request, loopback: bool) -> None:
         """Refuse names that others bound to our loopback address, and other sites' pages."""
@@ -3772,10 +3772,7 @@ def documents_of(service: Service) -> dict[str, Reply]:
     }
     models = ("action", "observation", "state")
     shown = ("task_id", "difficulty", "prompt", "tests_total", "judge")
-    tasks = [
-        {name: getattr(task, name) for name in shown if hasattr(task, name)}
-        for task in service.tasks.values()
-    ]
+    tasks = [{name: getattr(task, name) for name in shown} for task in service.tasks.values()]
     return {
         "/docs": Reply(page, 200, policy, "text/html; charset=utf-8"),
         "/metadata": Reply(metadata),
@@ -4375,14 +4372,14 @@ def cut_code(code: Any) -> dict[str, str]:
 # ── The embedded server ───────────────────────────────────────────────────────────────────────────
 
 
+@dataclass
 class EmbeddedServer:
     """A server of the client's own: a child process on a free loopback port."""
 
-    def __init__(self, flags: list[str], timeout_s: float) -> None:
-        self.flags = flags
-        self.timeout_s = timeout_s  # to start
-        self.process: Any = None
-        self.owner = 0  # the process that started it
+    flags: list[str]
+    timeout_s: float  # to start
+    process: Any = None
+    owner: int = 0  # the process that started it
 
     def start(self, cleanup: contextlib.ExitStack) -> str:
         """Its URL, once it serves; `cleanup` ends it. Raises ConnectionFailed."""
@@ -4863,16 +4860,16 @@ async def outcome_of(task: asyncio.Task[Any]) -> Any:
     return task.result()
 
 
+@dataclass
 class SessionJudge:
     """The judge of a session: one process, over its steps and episodes, which has the tests of the
     last task; another takes its place when it died or is not fit to grade again."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-        self.process: Process | None = None
-        self.task: Task | None = None  # what it was given
-        self.preparing: asyncio.Task[dict] | None = None
-        self.is_over = False
+    sandbox: Sandbox
+    process: Process | None = None
+    task: Task | None = None  # what it was given
+    preparing: asyncio.Task[dict] | None = None
+    is_over: bool = False
 
     def begin(self, task: Task) -> asyncio.Task[dict]:
         """Give it the task, unless it has that already."""

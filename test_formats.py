@@ -110,7 +110,7 @@ def test_a_file_of_these_rows_loads_and_one_of_the_others_is_refused_line_by_lin
         ({"test_lst": ["assert f()"], "text": "q"}, "`test_lst` .*mean `test_list`"),
         ({"unit_tests": "assert f()"}, "mean `tests`"),
         ({"output": "a", "inputs_": "b"}, "mean `outputs`.*mean `inputs`"),
-        ({"test": "def check(c): assert c(1)", "entrypoint": "f"}, "`entry_point` names"),
+        ({"test": "def check(c): assert c(1)", "entrypoint": "f"}, "has an `entry_point` beside"),
     ],
 )
 def test_a_misspelt_column_is_told_what_it_may_mean(row, words):

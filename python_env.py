@@ -4680,7 +4680,6 @@ class Process:
     def __init__(self, zygote: ZygoteLink, key: str, sock: socket.socket) -> None:
         self.zygote = zygote
         self.key = key  # its name at the zygote, and its folder's
-        self.pid = 0  # as long as it is not forked
         self.socket = sock
         self.line: socket.socket | None = None  # of a worker: what its judge gets
         self.streams: list[Capture] = []  # of a worker: stdout and stderr
@@ -4993,6 +4992,7 @@ class ZygoteLink:
         self.queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
         self.loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self.loop.create_future()
+        self.pids: asyncio.Future[dict[str, int]] | None = None
 
     async def start(self, config: dict, program: bytes) -> None:
         """Raises FactoryError when it does not start."""
@@ -5045,8 +5045,9 @@ class ZygoteLink:
             if message["version"] != sys.version:
                 log.warning("workers run another Python than the server: %s", message["version"])
             self.ready.set_result(None)
-        elif "pid" in message:
-            self.processes[message["id"]].pid = message["pid"]
+        elif "pids" in message:
+            if self.pids and not self.pids.done():
+                self.pids.set_result(message["pids"])
         else:
             process = self.processes.pop(message["id"], None)
             if process:
@@ -5065,6 +5066,8 @@ class ZygoteLink:
         self.child.kill()
         if not self.ready.done():
             self.ready.set_exception(EOFError())
+        if self.pids and not self.pids.done():
+            self.pids.set_result({})
         while self.processes:
             _, process = self.processes.popitem()
             process.ended.set_result(SIGKILL)
@@ -5072,7 +5075,7 @@ class ZygoteLink:
 
     def command(self, op: str, key: str, fds: Sequence[int] = (), **more: Any) -> None:
         """Tell the zygote what to do. It may be behind with that, but only while it forks."""
-        if self.is_gone or key not in self.processes:
+        if self.is_gone or (op != "pids_of" and key not in self.processes):
             return
         self.queue.append(
             (frame({"op": op, "id": key, "fds": len(fds), **more}), [*map(os.dup, fds)])
@@ -5119,6 +5122,14 @@ class ZygoteLink:
                 process.close()
                 raise
         return process
+
+    async def ask_pids(self, processes: list[Process]) -> dict[str, int]:
+        """By key; 0 for one that has ended."""
+        if self.is_gone:
+            return {}
+        self.pids = self.loop.create_future()
+        self.command("pids_of", "", ids=[process.key for process in processes])
+        return await self.pids
 
     async def close(self) -> None:
         """End it with all of its children, and wait until their folders are cleared."""
@@ -5249,18 +5260,19 @@ class Sandbox:
         """Look at them once. `turn`: at which idle one to begin; it counts round and round."""
         zygote = await self.start()
         self.reap_orphans()
-        processes = [process for process in zygote.processes.values() if process.pid]
+        processes = [*zygote.processes.values()]
         idle = [process for process in processes if not process.is_busy]
         looked_at = [process for process in processes if process.is_busy]
         turn %= max(1, len(idle))
         looked_at += (idle + idle)[turn : turn + min(IDLE_SAMPLES, len(idle))]
+        pids = await zygote.ask_pids(looked_at)
         for process in looked_at:
-            # Should it have ended, and another process have its pid, then this ends nobody: the
-            # zygote is told to end it by its key.
-            folder = f"{self.base}/{process.key}"
-            why = await asyncio.to_thread(find_excess, process.pid, folder, self.limits)
-            if why:
-                process.kill(why)
+            if pids.get(process.key):
+                why = await asyncio.to_thread(
+                    find_excess, pids[process.key], f"{self.base}/{process.key}", self.limits
+                )
+                if why:
+                    process.kill(why)
 
     async def close(self) -> None:
         """End every process and clear every folder."""
@@ -8941,10 +8953,10 @@ class Zygote:
     folders; ends with all of them when the server's end of the line closes.
 
     Commands are {"op", "id", "fds"} and more: "spawn" ("role", "seed", with the new process's
-    descriptors), "interrupt" and "end". The server hears {"id", "pid"} of a process that was
-    forked, {"id", "error"} of one that was not, {"id", "status"} of one that was reaped. Nobody
-    else reaps, so nobody else needs to signal, and a pid here is never another process's. There is
-    no SIGCHLD: the server sees the line of a dead process end, and has it ended here."""
+    descriptors), "interrupt", "end", and "pids_of" ("ids"). The server hears {"id", "error"} of a
+    spawn that failed, {"id", "status"} of a process that was reaped, {"pids"}. Nobody else reaps,
+    so nobody else needs to signal, and a pid here is never another process's. There is no SIGCHLD:
+    the server sees the line of a dead process end, and has it ended here."""
 
     def __init__(self, config: dict, mailbox: Mailbox, worker: Worker) -> None:
         self.mailbox = mailbox
@@ -9008,7 +9020,6 @@ class Zygote:
                 self.become(command["role"], fds, folder)
             self.pids[command["id"]] = pid
             self.ids[pid] = command["id"]
-            self.tell(id=command["id"], pid=pid)
         except OSError as error:
             self.tell(id=command["id"], error=str(error))
         for fd in fds:
@@ -9032,6 +9043,9 @@ class Zygote:
         if pid:
             os.kill(pid, SIGKILL)
             self.reap()
+
+    def pids_of(self, command: dict, _: list[int]) -> None:
+        self.tell(pids={name: self.pids.get(name, 0) for name in command["ids"]})
 
     def reap(self, wait: bool = False) -> None:
         """Take note of children that have ended; `wait` for one where none has."""

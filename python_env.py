@@ -5468,10 +5468,15 @@ class Grader:
                 is_again = attempt.outcome.taken and time.monotonic() < late
                 if not (is_again and self.task.is_judged):
                     break
-        attempt = attempt._replace(note=self.news or attempt.note)
+        attempt = attempt._replace(note=self.news or self.explain(action, attempt.outcome))
         self.news = ""
         self.refuse_fault(attempt.verdict.fault if attempt.verdict else "")
         return attempt
+
+    def explain(self, action: PythonAction, outcome: Outcome) -> str:
+        """Why what the agent sees may look worse than its reward."""
+        has_no_input = self.task.pairs and action.stdin is None
+        return NO_INPUT if has_no_input and outcome.exit_code else ""
 
     def refuse_code(self, code: str) -> str:
         """Why the code is too long, which is the agent's own fault; or ""."""
@@ -5520,8 +5525,7 @@ class Grader:
             self.sandbox.counters["worker_deaths"] += 1
         if task.pairs and not outcome.taken:
             verdict = await self.judge_pairs(action.code, seconds, begun)
-            note = NO_INPUT if outcome.exit_code and action.stdin is None else ""
-            return attempt._replace(verdict=verdict, note=note)
+            return attempt._replace(verdict=verdict)
         if not task.tests or outcome.timed_out or outcome.died:
             return attempt
 

@@ -59,9 +59,9 @@ Part I, the environment, reads like a story: 1 errors and limits, 2 models, 3 ta
 5 client, 6 server, 7 command line. Part II is the engine room, each chapter a closed box: 8 models
 and tasks at work (validation, JSON schema, task formats and files, check, flags), 9 HTTP/1.1, the
 messages' meaning, WebSockets, the table of sessions, 10 the client's connection, its embedded
-server, Docker and the Hub, 11 sandbox and grading, 12 worker program (isolation: the system calls,
-values, tests, judge, zygote), 13 the page and the built-in tasks.
-Beside the file: test_judging.py holds the attacks and forgeries, to which five lines add one.
+server, Docker and the Hub, 11 sandbox and grading, 12 worker program (isolation: SYSTEM_CALLS; the
+line's values, tests, judge, zygote), 13 the page and the built-in tasks.
+Beside the file: test_judging.py, where five lines in ATTACKS or FORGERIES add hostile code.
 """
 
 from __future__ import annotations  # noqa: I001
@@ -216,9 +216,9 @@ log = logging.getLogger("python_env")
 class PythonEnvError(Exception):
     """The base of all that this module raises on purpose: it says expected, got and remedy.
 
-    The class attributes are what a peer is told: `code` in OpenEnv's error message (a ServerError
-    in our client), `status` over HTTP, and `ends_session`, whether a WebSocket is closed with it.
-    `retry_s`: seconds after which our client tries to connect again; None: it does not.
+    What a peer is told are `code` in OpenEnv's error message (which our client raises as a
+    ServerError), `status` over HTTP, and `ends_session`, whether a WebSocket is closed with it.
+    `retry_s`, where chapter 10 sets it: seconds after which our client tries to connect again.
     """
 
     code = "EXECUTION_ERROR"
@@ -318,8 +318,8 @@ class DockerError(PythonEnvError, RuntimeError):
 @dataclass(frozen=True)
 class Limits:
     """What bounds a peer, a worker or a wait; the unit is in the name. Here stands what an operator
-    or a test may want to set; what nobody needs to is a constant beside its use. Those that workers
-    keep themselves are handed to them in chapter 11, by zygote_config()."""
+    or a test may want to set; what nobody needs to is a constant beside its use. What a worker has
+    to know of them stands in zygote_config(), in chapter 11."""
 
     step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
     step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
@@ -502,7 +502,7 @@ class Task:
     facts: Facts | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        most = LIMITS.source_bytes  # no server's own: a task is made without one
+        most = LIMITS.source_bytes  # whatever a server's limit is: a task knows no server
         for name, text in self.sources().items():
             if not isinstance(text, str):
                 raise InvalidRequest(f"{name} must be a string, not {type(text).__name__}")
@@ -562,7 +562,7 @@ class Task:
 
 def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
     """The formats: which columns tell one, and the function of chapter 8 that reads it as the
-    fields of a Task. A new one's columns go into COLUMNS as well, those of its tests into TESTS."""
+    fields of a Task. A new one's columns go into COLUMNS there: its tests' by way of TESTS."""
     if "tests" in columns:
         return read_own
     if "entry_point" in columns and has_code(columns):
@@ -630,7 +630,7 @@ class ResetRequest:
 
 @dataclass
 class PythonResetRequest(ResetRequest):
-    """What PythonEnvironment takes besides an inline task's columns; as do OPTIONS (chapter 8)."""
+    """What PythonEnvironment takes besides a task's columns; also named in OPTIONS (chapter 8)."""
 
     task_id: str | int | float | None = described("One of the server's tasks, or 'repl'", None)
     max_steps: int | None = described("Fewer steps than the server's limit", None, ge=1)
@@ -1034,12 +1034,12 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
         """The reward (0..1) of each completion; None: no verdict, because the row is no task, its
         tests are at fault, or the server is gone (tried three times). The log says why.
 
-        A completion is text or chat messages; its code is what extract_code() finds, or goes on
-        from its row's prompt as in HumanEval. columns: lists as long as `completions`: `task_id`,
-        or the columns of a task; all else is passed over. prompts: stands for a column `prompt`.
-        workers: sessions at once, kept for the next call until close(). A trainer takes it as it
-        is: `reward_funcs=[env.score]`. Raises InvalidRequest when no column brings tasks at all,
-        or one of them has another length.
+        A completion is text or chat messages; its code is what extract_code() finds in it, behind
+        the row's prompt where it goes on from that, as in HumanEval. columns: lists as long as
+        `completions`: `task_id`, or the columns of a task; all else is passed over. prompts: stands
+        for a column `prompt`. workers: sessions at once, kept for the next call until close(). A
+        trainer takes it as it is: `reward_funcs=[env.score]`. Raises InvalidRequest when no column
+        brings tasks at all, or one of them has another length.
         """
         if prompts is not None:
             columns["prompt"] = prompts
@@ -1395,7 +1395,7 @@ def add_serve(commands: Any) -> None:
     most = os.environ.get("MAX_CONCURRENT_ENVS") or LIMITS.max_sessions  # OpenEnv's name for it
 
     # flag(name, default, what it is, what reads it), and limit(name, the field of Limits that it
-    # sets and has its default from, …). A flag named like such a field sets it as well.
+    # sets and has its default from, …). A flag named like such a field, as max-sessions, sets it.
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
     flag("port", 8_000, "port to listen on; 0: any free one", number(int, 0, 65_535))
     flag("tasks", None, "file of tasks, JSONL or JSONL.gz, in any of README's formats")

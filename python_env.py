@@ -4078,8 +4078,7 @@ def get_json(url: str, headers: dict, timeout_s: float, ssl: SSLContext | None =
 # ── Docker ────────────────────────────────────────────────────────────────────────────────────────
 
 
-CLIENT_LABEL = "python_env.client"  # a container's client: its pid
-BIRTH_LABEL = "python_env.birth"  # and what tells that pid from a later process of the same number
+CLIENT_LABEL = "python_env.client"  # a container's client: its pid, and what birth_of() says of it
 
 # Docker has no error codes. This is what it writes, tried in this order, and what to do about it.
 DOCKER_REMEDIES = {
@@ -4126,8 +4125,7 @@ class Container:
             f"--publish=127.0.0.1:{port or ''}:8000",
             *[f"--env={name}={value}" for name, value in variables.items()],
             *docker_args,
-            f"--label={CLIENT_LABEL}={os.getpid()}",
-            f"--label={BIRTH_LABEL}={birth_of(os.getpid())}",
+            f"--label={CLIENT_LABEL}={os.getpid()} {birth_of(os.getpid())}",
             *[f"--name={self.name}", "--", image],
         ]
         log.info("starting %s", image)
@@ -4305,17 +4303,16 @@ def birth_of(pid: int) -> str:
 
 
 def remove_leftovers(timeout_s: float) -> None:
-    # As JSON, because a foreign image may have labels of these names, with line breaks in them.
-    labels = [f'{{{{json (.Label "{label}")}}}}' for label in (CLIENT_LABEL, BIRTH_LABEL)]
     own_namespace = birth_of(os.getpid()).rpartition(" ")[2]
     listing = run_docker(
-        *["", "ps", "--all", f"--filter=label={BIRTH_LABEL}"],
-        f"--format={labels[0]} {{{{.Names}}}} {labels[1]}",
+        *["", "ps", "--all", f"--filter=label={CLIENT_LABEL}"],
+        # As JSON, because a foreign image may have a label of this name, with line breaks in it.
+        f'--format={{{{.Names}}}} {{{{json (.Label "{CLIENT_LABEL}")}}}}',
         timeout_s=timeout_s,
     )
     # Whether a process of another namespace lives cannot be seen from here.
-    pattern = rf'(?m)^"(\d{{1,10}})" (\S+) "(\d+ {re.escape(own_namespace)})"$'
-    for pid, name, birth in re.findall(pattern, listing):
+    pattern = rf'(?m)^(\S+) "(\d{{1,10}}) (\d+ {re.escape(own_namespace)})"$'
+    for name, pid, birth in re.findall(pattern, listing):
         if birth != birth_of(int(pid)):
             log.info("removing %s, whose client is dead", name)
             with contextlib.suppress(DockerError):  # which is no reason not to start

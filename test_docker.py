@@ -120,8 +120,8 @@ pytestmark = [
 
 def containers(pid=None):
     """Names of the containers that clients (or the one client `pid`) have, in any state."""
-    label = "python_env.client" if pid is None else f"python_env.client={pid}"
-    return set(docker("ps", "-a", "--filter", f"label={label}", "--format", "{{.Names}}").split())
+    mine = "label=python_env.client" if pid is None else f"name=^python-env-{pid}-"
+    return set(docker("ps", "-a", "--filter", mine, "--format", "{{.Names}}").split())
 
 
 def keepers(marker):
@@ -377,7 +377,7 @@ def test_signal_during_the_health_wait(image, number):
     process, marker = run_client(
         f"EnvClient.from_docker_image({IMAGE!r}, env_vars={{'MODE': 'hang'}})"
     )
-    mine = f"label=python_env.client={process.pid}"
+    mine = f"name=^python-env-{process.pid}-"
     eventually(lambda: "Up" in docker("ps", "--filter", mine), 60)
     os.kill(process.pid, number)
     process.communicate(timeout=60)
@@ -462,15 +462,12 @@ def test_the_leftovers_of_others_are_not_ours(image):
     namespace = birth.partition(" ")[2]
     victim = f"victim-{os.getpid()}"
     labels = {
-        "alive": [f"python_env.client={os.getpid()}", f"python_env.birth={birth}"],
-        "elsewhere": ["python_env.client=1", "python_env.birth=1 pid:[1]"],
+        "alive": [f"python_env.client={os.getpid()} {birth}"],
+        "elsewhere": ["python_env.client=1 1 pid:[1]"],
         "unknown": ["python_env.client=1"],
-        "another of that pid": [
-            f"python_env.client={os.getpid()}",
-            f"python_env.birth=1 {namespace}",
-        ],
-        "of another boot": ["python_env.client=4194304", f"python_env.birth=1 {namespace}"],
-        "a foreign image's": [f"python_env.birth=1\n4194304 {victim} 1 {namespace}"],
+        "another of that pid": [f"python_env.client={os.getpid()} 1 {namespace}"],
+        "of another boot": [f"python_env.client=4194304 1 {namespace}"],
+        "a foreign image's": [f'python_env.client=\n{victim} "4194304 1 {namespace}"'],
         "that it names": [],
     }
     made = {}

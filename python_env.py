@@ -4733,9 +4733,6 @@ class Process:
             raise ValueError("a frame that is no object")  # noqa: TRY004
         return reply
 
-    def interrupt(self) -> None:
-        self.zygote.command("interrupt", self.key)
-
     def kill(self, why: str = "") -> None:
         """End it now; who waits for a frame of it gets an EOFError."""
         self.why = self.why or why
@@ -4774,7 +4771,7 @@ class Process:
         end = self.loop.time() + seconds
         grace_end = end + self.zygote.limits.grace_s
         timers = [
-            self.loop.call_at(end, self.interrupt),
+            self.loop.call_at(end, self.zygote.command, "interrupt", self.key),
             self.loop.call_at(grace_end, self.kill, "it did not stop in time"),
         ]
         self.sequence += 1

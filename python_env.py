@@ -4959,15 +4959,12 @@ class SessionJudge:
 async def judge_inside(worker: Process, task: Task, seconds: float) -> Verdict:
     """Have the worker run the tests itself, and believe it. Its death is the code's."""
     assert task.facts
-    timer = worker.loop.call_later(seconds + 1.0, worker.kill, "the tests did not stop in time")
+    facts = task.facts._asdict()
+    asking = worker.ask({"task": task.sources(), "facts": facts, "seconds": seconds})
     try:
-        facts = task.facts._asdict()
-        message = {"task": task.sources(), "facts": facts, "seconds": seconds}
-        return Verdict.check(await worker.ask(message))
+        return Verdict.check(await asyncio.wait_for(asking, seconds + 1.0))
     except BROKEN:
-        return Verdict(broken="the worker died, or lies")
-    finally:
-        timer.cancel()
+        return Verdict(broken="the worker died, lies, or was late")
 
 
 class ZygoteLink:

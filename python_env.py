@@ -5001,7 +5001,7 @@ class ZygoteLink:
         with contextlib.suppress(OSError):
             await self.loop.sock_sendall(self.control, program + frame(config))
         try:
-            await asyncio.wait_for(self.ready, PATIENCE_S)
+            await asyncio.wait_for(asyncio.shield(self.ready), PATIENCE_S)
         except (EOFError, asyncio.TimeoutError):  # noqa: UP041
             self.leave()
             code = self.child.wait()

@@ -98,6 +98,7 @@ import itertools
 import json
 import linecache
 import logging
+import numbers
 import operator
 import os
 import pathlib
@@ -7546,12 +7547,13 @@ class Peer:
     def find_real(self, module: str, name: str, given: list) -> Any:
         """What it cannot inherit from, isinstance() can still be told; but not that it were a value
         which crosses by content: the library's own `==` would show it the tests' operands. Nor that
-        it were a class: the guard takes what calling one gave for made."""
+        it were a class: the guard takes what calling one gave for made. Nor a fraction: Decimal's
+        own `==` multiplies by its denominator, which may be 0."""
         is_hint = module == "typing" and name.endswith("GenericAlias")
         named = find_class(module, name) if is_hint or module in CLAIMED else None
-        if named and named not in (*TAKE, *ATOMS, *RISKY) and not issubclass(named, type):
-            return named
-        return next((base for base in given if not self.may_be_base(base)), None)
+        if not named or named in (*TAKE, *ATOMS, *RISKY):
+            named = next((base for base in given if not self.may_be_base(base)), None)
+        return None if named and issubclass(named, (type, numbers.Rational)) else named
 
     def may_be_base(self, base: Any) -> bool:
         is_known = base in (None, object, *CONTENT, *MUTABLE) or is_error(base)

@@ -3652,6 +3652,22 @@ for what, text in [
             """,
     )
 forgery(
+    "a fraction of nothing by nothing",
+    """
+        import fractions
+        class R(fractions.Fraction):
+            numerator = denominator = 0
+        class Rational:
+            numerator = denominator = 0
+        Rational.__module__ = "numbers"
+        def f(x): return R() if x == 2 else Rational()
+        """,
+    tests="""
+        from decimal import Decimal
+        assert f(2) == Decimal("6.5") or f(3) == Decimal("9.5")
+        """,
+)
+forgery(
     "a text that looks into what the tests expect",
     """
         seen = [0]

@@ -8280,8 +8280,10 @@ class Score:
     def test(self, number: int) -> Iterator[None]:
         try:
             yield
-        except FAILURES as error:
+        except BaseException as error:
             self.marks[number] = False
+            if not isinstance(error, FAILURES):
+                raise
             self.failed(error)
             return
         self.marks[number] = self.marks[number] is not False

@@ -3652,6 +3652,21 @@ for what, text in [
             """,
     )
 forgery(
+    "an exception that only a thread hears of",
+    """
+        class E(BaseException): pass
+        def f(x): raise E
+        """,
+    tests="""
+        import threading
+        def check(x): assert f(x) == 3 * x
+        thread = threading.Thread(target=check, args=(2,))
+        thread.start()
+        thread.join()
+        assert not thread.is_alive()
+        """,
+)
+forgery(
     "a fraction of nothing by nothing",
     """
         import fractions

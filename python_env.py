@@ -6994,9 +6994,10 @@ def hide_defaults(signature: inspect.Signature) -> inspect.Signature:
 
 
 def show_arguments(code: types.CodeType) -> types.SimpleNamespace:
-    """What a decorator or a curry asks for; not the constants."""
+    """What a decorator or a curry asks for, and iscoroutinefunction(); not the constants."""
     count = code.co_argcount
-    return types.SimpleNamespace(co_argcount=count, co_varnames=code.co_varnames[:count])
+    names = code.co_varnames[:count]
+    return types.SimpleNamespace(co_argcount=count, co_varnames=names, co_flags=code.co_flags)
 
 
 # What the graded code sees of the tests' special attributes, where it does not see all.

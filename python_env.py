@@ -7525,7 +7525,9 @@ class Peer:
         names = names.union(dunders("dataclass_fields") if above else (), *map(names_of, above))
         space = {each: self.inherited(each, number) for each in names - own - methods}
         space |= self.namespace(methods, real, number)
-        space |= {"__module__": module, "__doc__": space.get("__doc__", doc)}
+        # An object may have another text than its class, as after update_wrapper(self, function).
+        text = Inherited(lambda item, _: doc if item is None else self.ask(item, "__doc__"))
+        space |= {"__module__": module, "__doc__": text}
         meta = self.find_meta(meta, bases)
         if above:
             first, last = self.ends
@@ -7598,8 +7600,6 @@ class Peer:
             space["__copy__"] = self.forward("@copy")
             # Without the memo, which holds what else of the tests' is being copied.
             space["__deepcopy__"] = lambda mirror, memo: deepcopy(mirror)
-        if real:
-            space["__doc__"] = property(lambda mirror: ask(mirror, "__doc__"))
         return space
 
     def method(self, name: str, owner: int) -> Method:

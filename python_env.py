@@ -7925,11 +7925,13 @@ def share_names(
     """Who provides what the tests use: the names that are the candidate's, and import statements
     for what the judge gets itself."""
     entry = entry_point.partition(".")[0].removesuffix("()")
-    used = (tests.reads | helpers.reads) - tests.defines - helpers.defines
+    own = tests.defines | helpers.defines
+    used = (tests.reads | helpers.reads) - own
     lent = {**solution.imports, **setup.imports}
     lent = {name: lent[name] for name in lent if name in used and name != entry}
     # A solution may define what looks like a builtin (one of MBPP's is called `sum`).
-    names = used & (setup.defines | ({entry} if entry else solution.defines))
+    asked = {entry} if entry else solution.defines
+    names = used & (setup.defines | asked)
     star = tests.star | helpers.star | setup.star | solution.star
     unknown = used - names - lent.keys() - star - set(dir(builtins))
     calls = [node.func for node in tests.nodes if isinstance(node, ast.Call)]
@@ -7938,11 +7940,10 @@ def share_names(
     modules = unknown & sys.stdlib_module_names - solution.defines - called
     if "*" not in star:
         names |= unknown - modules  # who else should provide them?
-    names -= lent.keys()
     # As in globals()["LRUCache"](2), where only a string names it.
     constants = {node.value for node in tests.nodes if isinstance(node, ast.Constant)}
-    if entry and entry in constants:
-        names.add(entry)
+    names |= asked & constants - own
+    names -= lent.keys()
     if not (entry in names if entry else names):
         raise BadTask(f"the tests ask the candidate for no name (entry_point: {entry!r:.40})")
     imports = [*dict.fromkeys(lent.values()), *(f"import {name}" for name in sorted(modules))]

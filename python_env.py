@@ -8074,7 +8074,10 @@ def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
     owners: list[ast.AST] = []  # of attributes
     for node in nodes:
         match node:
-            case ast.Assign(targets=targets) if is_made(node.value):
+            case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)):
+                pairs = zip(targets, values, strict=False)
+                held.update(ast.unparse(target) for target, value in pairs if is_made(value))
+            case ast.Assign(targets, value) if is_made(value):
                 held.update(map(ast.unparse, targets))
             case ast.ClassDef(bases=bases):
                 used += bases

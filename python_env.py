@@ -6887,6 +6887,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "@inherited": find_inherited,
     "@set": set_inherited,
     "@new": lambda kind: object.__new__(kind),
+    "@pickle": lambda target, protocol: importlib.import_module("pickle").dumps(target, protocol),
+    "@unpickle": lambda _, data: importlib.import_module("pickle").loads(data),
 }
 
 
@@ -7595,12 +7597,20 @@ class Peer:
             "__dict__": property(lambda mirror: ask(mirror, "__dict__")),
             "__annotations__": property(lambda mirror: ask(mirror, "__annotations__")),
             "__class__": property(lambda mirror: real or type(mirror)),
+            "__reduce_ex__": lambda mirror, protocol: self.reduce(mirror, protocol),
         }
         if "__next__" not in methods:  # itertools.tee() would have an iterator copy itself
             space["__copy__"] = self.forward("@copy")
             # Without the memo, which holds what else of the tests' is being copied.
             space["__deepcopy__"] = lambda mirror, memo: deepcopy(mirror)
         return space
+
+    def reduce(self, mirror: Any, protocol: int) -> Any:
+        """What pickle asks. The object is pickled, and made again, where it is."""
+        number = self.held.get(id(mirror))
+        if number is None or not self.trusted:
+            return object.__reduce_ex__(mirror, protocol)
+        return self.space["__unpickle__"], (self.request("@pickle", number, protocol),)
 
     def method(self, name: str, owner: int) -> Method:
         call = self.forward(name, owner)
@@ -8774,7 +8784,8 @@ class Judge:
             # Python, and so its __eq__. Nor what the tests know by a name of theirs.
             flags = found.__flags__ if isinstance(found, type) else HEAP_TYPE
             is_fixed = flags & IMMUTABLE_TYPE or not flags & HEAP_TYPE
-            if not (is_fixed and makes_values(found) or id(found) in self.peer.held):
+            is_mirrored = found is self.peer.space["__unpickle__"] or id(found) in self.peer.held
+            if not (is_fixed and makes_values(found) or is_mirrored):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")
             caller = sys._getframe(1)
             self.peer.foreign.add((caller.f_code, caller.f_lasti))
@@ -8858,6 +8869,7 @@ class Judge:
             # Not the names of `found`: the other end may name anything.
             peer.shown = {name: found[name] for name in facts.names if name in found}
             peer.space = space
+            space["__unpickle__"] = make_unpickler(peer)
             space.update(peer.shown)
             peer.share(dict(peer.shown))
             peer.watch_places(facts.patched)
@@ -8910,6 +8922,14 @@ def may_use(name: str, names: dict[str, Any], mirrors: dict) -> bool:
     is_module = isinstance(value, types.ModuleType) and value.__name__ in PURE_MODULES
     is_class = makes_values(value) or isinstance(value, type) and is_of_tests(value)
     return id(value) in mirrors or is_class or is_module
+
+
+def make_unpickler(peer: Peer) -> type:
+    """What pickles of the graded code's objects call. A class, because pickle finds one by its
+    name; and one that no pickle can change."""
+    fixed: Any = type("type", (type,), {"__setattr__": None})
+    unpickle = {"__new__": lambda _, data: peer.request("@unpickle", 0, data)}
+    return fixed("__unpickle__", (), unpickle | {"__module__": "__main__"})
 
 
 def makes_values(kind: Any) -> bool:

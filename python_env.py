@@ -6105,10 +6105,10 @@ class Title:
 #
 #     [method, number, serial, table, told]
 #                                        a question: call a method of the receiver's object `number`
-#     ["return", serial, table]          the answer: the result, and containers that were changed
-#     ["raise", serial, table]           the answer: an exception
+#     ["return", serial, table, told]    the answer: the result, and containers that were changed
+#     ["raise", serial, table, told]     the answer: an exception
 #
-# `told` is null, or a table of what the tests have changed (see Loan). A table is [items, rows]. A
+# `told` is null, or a table of what was changed meanwhile (see Loan). A table is [items, rows]. A
 # question's items are a dict of keyword arguments or null, and the arguments; those of an answer
 # are the result, and pairs of a container that was changed and of what it holds (of the dict of
 # names that tests use: those that were bound anew). An item is a value that stands for itself
@@ -6499,22 +6499,25 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
 
 class Loan(NamedTuple):
     """A container that the candidate's code returned, or an argument of the tests'. The judge tells
-    the worker what the tests change in theirs, so that obj.items.append(1) is what it seems. Not
-    the reverse: the code could wait with its answer until it knows more."""
+    the worker what the tests change in theirs, so that obj.items.append(1) is what it seems. The
+    worker tells it only of arguments that an object keeps, as in Log(sink).add(1). Of a result, or
+    of what was to be changed in its place, the code could wait with its answer until it knows
+    more."""
 
-    number: int  # the id of the container; below zero that of an argument
+    number: int  # the id of the container; below zero that of an argument, or of a global
     value: Any
 
 
 class Watched(NamedTuple):
-    """Such a container in the judge."""
+    """Such a container, at either end."""
 
     value: Any
-    before: list[tuple[Any, list]]  # all in it that may change, as the worker knows it
+    before: list[tuple[Any, list]]  # all in it that may change, as the other end knows it
     is_attribute: bool
+    is_kept: bool  # by what came of a call to which it was given
 
 
-LOANS = 16  # containers that the tests may change; a quarter of them is watched for that
+LOANS = 16  # containers that are watched; by the judge a quarter of those that nobody keeps
 MOST_WATCHED = 2_000  # items of one
 
 
@@ -6528,9 +6531,10 @@ def is_alike(one: Any, other: Any) -> bool:
     return is_same and len(its) == len(others)
 
 
-def keep_latest(loans: dict[int, Any], most: int) -> None:
-    while len(loans) > most:
-        del loans[next(iter(loans))]
+def keep_latest(watched: dict[int, Watched], is_kept: bool, most: int) -> None:
+    numbers = [number for number, each in watched.items() if each.is_kept == is_kept]
+    for number in numbers[:-most]:
+        del watched[number]
 
 
 def look_into(value: Any) -> list[tuple[Any, list]]:
@@ -7064,8 +7068,9 @@ class Peer:
         self.space: dict[str, Any] = {}  # the tests' names, in the judge
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
         self.common: list = []  # the dict of the code's names that tests use, and its values
-        self.loans: dict[int, tuple[Any, list]] = {}  # containers, and what they held, by number
         self.watched: dict[int, Watched] = {}
+        self.loans = itertools.count(REFERENCES)  # their numbers, which no global has
+        self.lent: list[Loan] = []  # the arguments of a question, in the worker
         self.borrowed: list[tuple] = []  # containers of the tests' objects, in the worker
         self.places: dict[str, Place] = {}  # which the tests may replace, in the judge
         self.unreplaced: list = []  # what stood there
@@ -7104,15 +7109,18 @@ class Peer:
             started = clock()
             serial = next(self.serials)
             if self.trusted:
-                args = tuple(Loan(-id(it), it) if is_mutable(it) else it for it in args)
+                args = tuple(map(self.lend, args))
+                kwargs = dict(zip(kwargs, map(self.lend, kwargs.values()), strict=True))
             table, known = write_table([kwargs or None, *args], self.take_apart)
-            known += self.common
+            known = [it.value if type(it) is Loan else it for it in known] + self.common
             question = frame([method, number, serial, table, self.tell_changes()])
             asked = clock()
-            outcome, table = self.exchange(serial, question)
+            outcome, table, told = self.exchange(serial, question)
             answered = clock()
             try:
-                result = self.take_reply(table, known, method, args)
+                result = self.take_reply(table, known, method, (*args, *kwargs.values()))
+                if told:
+                    self.hear_changes(told)
             except Exception as error:  # noqa: BLE001
                 # Of a kind that hardly any test expects: it must not pass for the code's own.
                 raise ReferenceError(f"no value came back, but {type(error).__name__}") from None
@@ -7145,9 +7153,7 @@ class Peer:
                 target.update({name: value for name, value in bound if name in self.shown})
             elif is_mutable(target):
                 refill(target, items)
-        for each in args:
-            if type(each) is Loan:
-                self.watch(*each)
+        self.watch_loans(args, id(result) in self.held or is_coroutine(result))
         if type(result) is Loan:
             result = self.receive(*result, attribute is not None)
         if self.common:
@@ -7174,7 +7180,7 @@ class Peer:
         self.unreplaced = self.read_places()
         self.replaced = self.unreplaced
 
-    def exchange(self, serial: int, question: bytes) -> tuple[str, Any]:
+    def exchange(self, serial: int, question: bytes) -> tuple[str, Any, Any]:
         """Send a question, and answer the other end's until the reply is there."""
         try:
             self.replies[serial] = None
@@ -7204,7 +7210,7 @@ class Peer:
         self.common = [names, *names.values()]
         for place, value in enumerate(names.values(), 1):
             if is_mutable(value):
-                (self.watch if self.trusted else self.lend)(-place, value)
+                self.watch(-place, value)
 
     def post(self, message: bytes) -> None:
         with self.sending:
@@ -7212,11 +7218,11 @@ class Peer:
 
     def take_message(self, message: Any) -> None:
         match message:
-            case ["return" | "raise" as outcome, serial, table] if serial in self.replies:
-                self.replies[serial] = outcome, table
+            case ["return" | "raise" as outcome, serial, table, told] if serial in self.replies:
+                self.replies[serial] = outcome, table, told
             case [method, number, serial, table, told]:
-                if told and not self.trusted:
-                    self.hear_changes(*read_table(told, self.build)[0])
+                if told:
+                    self.hear_changes(told)
                 self.answer(method, number, serial, table)
             case _:
                 raise ValueError("neither a question nor an answer")
@@ -7238,16 +7244,14 @@ class Peer:
         """Carry out what the other end asks, and send the outcome."""
         values: list[Any]
         known: list = []
-        before: list[tuple] = []
+        before: dict[int, tuple] = {}
         # Because the recursion limit is for the code on both ends, and not for what is between.
         sys.setrecursionlimit(sys.getrecursionlimit() + OUR_FRAMES)
         try:
             (kwargs, *args), known, uses = read_table(table, self.build)
             self.close_classes(known, uses)
-            if not self.trusted:
-                args = [self.lend(*each).value if type(each) is Loan else each for each in args]
             known += self.common
-            before = [(value, read_contents(value)) for value in known if is_mutable(value)]
+            before = {id(it): (it, read_contents(it)) for it in known if is_mutable(it)}
             values = [self.perform(method, self.ours[number], args, kwargs or {})]
             outcome = "return"
         except TimeUp:
@@ -7257,7 +7261,7 @@ class Peer:
             values = [error]
         try:
             self.give_back()
-            for value, contents in before:
+            for value, contents in before.values():
                 if has_changed(value, contents):
                     values += value, tuple(read_contents(value))
             if self.common and not self.trusted:
@@ -7278,7 +7282,10 @@ class Peer:
         return (names, tuple(read_contents(bound))) if bound else ()
 
     def write_reply(self, outcome: str, serial: int, values: list, known: Any = ()) -> bytes:
-        return frame([outcome, serial, write_table(values, self.take_apart, known)[0]])
+        table, _ = write_table(values, self.take_apart, known)
+        # Not of what the tests have changed: a question tells that.
+        told = None if self.trusted else self.tell_kept(id(values[0]) in self.ours)
+        return frame([outcome, serial, table, told])
 
     def perform(self, method: str, target: Any, args: list, kwargs: dict) -> Any:
         if self.trusted and not self.permits(method, target, *args[:1]):
@@ -7295,26 +7302,45 @@ class Peer:
         if type(result) is target:
             self.number(result)  # what a class makes keeps its identity
         if is_mutable(result) and not self.trusted:
-            return self.lend(id(result), result)
+            self.watch(id(result), result)
+            return Loan(id(result), result)
         return result
 
     # Containers of which both ends have a copy
 
-    def lend(self, number: int, value: Any) -> Loan:
-        """In the worker: the judge may change it from now on."""
-        self.loans.pop(number, None)
-        self.loans[number] = value, read_contents(value)
-        keep_latest(self.loans, LOANS + len(self.common))
-        return Loan(number, value)
+    def lend(self, value: Any) -> Any:
+        """An argument of the tests'. A container has a number as long as it is watched."""
+        if not is_mutable(value):
+            return value
+        for number, each in self.watched.items():
+            if each.value is value and number <= -REFERENCES:
+                return Loan(number, value)
+        return Loan(-next(self.loans), value)
 
-    def hear_changes(self, *told: Any) -> None:
-        """What the tests have changed in the judge's copies; unless ours is not any more as it was,
+    def tell_kept(self, is_kept: bool) -> list | None:
+        """By the worker, at the end of a call. is_kept: what came of it may keep its arguments."""
+        self.watch_loans(self.lent, is_kept)
+        self.lent.clear()
+        return self.tell_changes()
+
+    def watch_loans(self, loans: Sequence[Any], is_kept: bool) -> None:
+        for each in loans:
+            if type(each) is Loan:
+                self.watch(*each, is_kept=is_kept)
+
+    def hear_changes(self, told: Any) -> None:
+        """What the other end has changed in its copies; unless ours is not any more as it was,
         because then nobody can tell what both changes come to."""
-        for number, place, items in zip(told[::3], told[1::3], told[2::3], strict=True):
-            value, before = self.loans.get(number, (None, None))
-            if before is not None and not has_changed(value, before):
-                refill(value if place is None else before[place], [*items])
-                self.loans[number] = value, read_contents(value)
+        changes, values, uses = read_table(told, self.build)
+        self.close_classes(values, uses)
+        for number, place, items in zip(changes[::3], changes[1::3], changes[2::3], strict=True):
+            had = self.watched.get(number)
+            if had and had.before and (had.is_kept or not self.trusted):
+                value, contents = had.before[0]
+                target = value if place is None else contents[place]
+                if is_mutable(target) and not has_changed(value, contents):
+                    refill(target, [*items])
+                    self.watched[number] = had._replace(before=look_into(value))
 
     def give_back(self) -> None:
         """By the worker: what the code changed in an attribute's container of a test's object is
@@ -7341,22 +7367,30 @@ class Peer:
         self.watch(number, value, is_attribute)
         return value
 
-    def watch(self, number: int, value: Any, is_attribute: bool = False) -> None:
-        """In the judge: tell of changes in it, if it is not so large that to look takes time."""
-        self.watched.pop(number, None)
+    def watch(
+        self, number: int, value: Any, is_attribute: bool = False, is_kept: bool = False
+    ) -> None:
+        """Tell of changes in it, if it is not so large that to look takes time, and hear of them.
+        What was kept once is kept."""
+        had = self.watched.pop(number, None)
+        is_kept |= had is not None and had.value is value and had.is_kept
         before = look_into(value)
         size = sum(len(items) for _, items in before) + (
             value.nbytes // 32 if is_array(value) else 0
         )
         # Kept even so, because the worker may give its number to another one when it forgets it.
-        self.watched[number] = Watched(value, before if size <= MOST_WATCHED else [], is_attribute)
-        keep_latest(self.watched, LOANS // 4 + len(self.common))
+        before = before if size <= MOST_WATCHED else []
+        self.watched[number] = Watched(value, before, is_attribute, is_kept)
+        most = LOANS // 4 if self.trusted and not is_kept else LOANS
+        keep_latest(self.watched, is_kept, most + len(self.common))
 
     def tell_changes(self) -> list | None:
         """What was changed here in what is watched, as a table: the number of a container; None, or
         the place in it of one that changed, as others may hold that, too; contents; number …"""
         told: list = []
         for number, each in [*self.watched.items()]:
+            if not (self.trusted or each.is_kept):
+                continue
             changed = [value for value, contents in each.before if has_changed(value, contents)]
             if not changed:
                 continue
@@ -7464,8 +7498,15 @@ class Peer:
         return (make or getattr(self, f"build_{tag}"))(*parts)
 
     def build_loan(self, number: int, value: Any) -> Any:
-        # So that a mirror counts as arrived more than once, and a number can be no object.
-        return Loan(operator.index(number), value) if is_mutable(value) else value
+        if self.trusted:
+            # So that a mirror counts as arrived more than once, and a number can be no object.
+            return Loan(operator.index(number), value) if is_mutable(value) else value
+        had = self.watched.get(number)
+        if had and type(had.value) is type(value) and not is_array(value):
+            refill(had.value, read_contents(value))  # as the code may keep it
+            value = had.value
+        self.lent.append(Loan(number, value))
+        return value
 
     def build_own(self, number: int) -> Any:
         self.returned.add(number)

@@ -2156,11 +2156,11 @@ def lines():
 def send(message):
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
     for line in lines(): line.sendall(struct.pack('>I', len(body)) + body)
-def answer(items, rows):
+def answer(items, rows, told=None):
     # In the name of the worker, to the very question that it is about.
     frame = sys._getframe().f_back
     while 'serial' not in frame.f_locals: frame = frame.f_back
-    send(['return', frame.f_locals['serial'], [items, rows]])
+    send(['return', frame.f_locals['serial'], [items, rows], told])
 """
 # What answers in the place of our own program, which is on the stack while it calls the candidate.
 PROGRAM = """
@@ -3033,7 +3033,7 @@ LENT = (
     FIND_PEER
     + """
 def lend(name, value):
-    find_peer().lent[0][name] = 0
+    find_peer().common[0][name] = 0
     globals()[name] = value
 """
 )
@@ -3237,7 +3237,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            for n in range(40): send(['return', n, [[6], []]])
+            for n in range(40): send(['return', n, [[6], []], None])
             return 0
         """),
     tests=TRIPLE,
@@ -3248,7 +3248,7 @@ forgery(
     + source("""
         import threading
         def later():
-            for n in range(99): send(['return', n, [[True], []]])
+            for n in range(99): send(['return', n, [[True], []], None])
         def f(x):
             threading.Thread(target=later).start()
             return 0
@@ -3327,7 +3327,7 @@ forgery(
     FIND_LINE
     + source("""
         def f(x):
-            send(b'["return",1,[[' + b'9' * 9_000_000 + b'],[]]]')
+            send(b'["return",1,[[' + b'9' * 9_000_000 + b'],[]],null]')
             return 0
         """),
     tests=TRIPLE,
@@ -3873,6 +3873,128 @@ forgery(
         first = f(1)
         second = g([2, 3])
         assert first == [2, 3]
+        """,
+)
+KEEP = """
+kept = []
+def keep(xs): kept.append(xs)
+def fill(xs): kept[0][:] = xs
+class Keeper:
+    def __init__(self, xs): self.xs = xs
+"""
+forgery(
+    "changes what it was to change in its place, once it knows more",
+    KEEP
+    + source("""
+        f = keep
+        def g(xs):
+            fill(xs)
+            return xs
+        """),
+    tests="""
+        first = [3, 1, 2]
+        f(first)
+        second = [1, 2, 3]
+        assert g(second) == [1, 2, 3]
+        assert first == [1, 2, 3]
+        """,
+)
+forgery(
+    "says so of what it was to change in its place",
+    KEEP
+    + FIND_PEER
+    + source("""
+        f = keep
+        def g(xs):
+            fill(xs)
+            end = find_peer()
+            for number, each in end.watched.items():
+                end.watched[number] = each._replace(is_kept=True)
+            return xs
+        """),
+    tests="""
+        first = [3, 1, 2]
+        f(first)
+        assert g([1, 2, 3]) == [1, 2, 3]
+        assert first == [1, 2, 3]
+        """,
+)
+forgery(
+    "says so of what it returned",
+    KEEP
+    + FIND_PEER
+    + source("""
+        def f(xs):
+            keep([*xs])
+            return kept[0]
+        def g(xs):
+            fill(xs)
+            end = find_peer()
+            for number, each in end.watched.items():
+                end.watched[number] = each._replace(is_kept=True)
+            return Keeper(xs)
+        """),
+    tests="""
+        first = f([3, 1, 2])
+        second = g([1, 2, 3])
+        assert second.xs == [1, 2, 3]
+        assert first == [1, 2, 3]
+        """,
+)
+forgery(
+    "an object of the tests' in a list that an object keeps, cleared as a list",
+    KEEP
+    + FIND_LINE
+    + source("""
+        class Keeper:
+            def __init__(self, xs): self.xs = xs
+            def f(self):
+                answer([1], [["tuple", [], None]], [[-100_000, 0, [0]], [["tuple", [], None]]])
+        """),
+    tests="""
+        class Wanted:
+            items = [1]
+            def clear(self): self.items.clear()
+            def extend(self, items): pass
+        wanted = Wanted()
+        Keeper([wanted]).f()
+        assert wanted.items == []
+        """,
+)
+forgery(
+    "a class that was asked for stands in a list that an object keeps",
+    KEEP
+    + source("""
+        class Keeper:
+            def __init__(self, xs): self.xs = xs
+            def add(self): self.xs.append(Yes)
+        class Yes:
+            def __eq__(self, other): return True
+        """),
+    tests="""
+        assert isinstance(Yes(), Yes)
+        made = []
+        Keeper(made).add()
+        f = made[0]
+        assert f() == 7
+        """,
+)
+forgery(
+    "an object of a class asked for comes back in a list that an object keeps",
+    KEEP
+    + source("""
+        class Keeper:
+            def __init__(self, xs): self.xs = xs
+            def add(self, x):
+                self.xs.append(self)
+                return self
+            def __eq__(self, other): return True
+        """),
+    tests="""
+        made = []
+        keeper = Keeper(made)
+        keeper.add(1)
+        assert made[0] == 7
         """,
 )
 forgery(
@@ -4973,7 +5095,7 @@ def test_code_that_answers_with_an_exit_ends_no_judge(env):
         def serve():
             _, _, serial, _ = end.line.receive()
             error = ["builtins", "SystemExit", "BaseException", None, [0]]
-            send(["raise", serial, [[[1]], [["dict", [], []], ["error", error, None]]]])
+            send(["raise", serial, [[[1]], [["dict", [], []], ["error", error, None]]], None])
             while True: pass
         end.serve = serve
         """

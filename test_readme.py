@@ -277,10 +277,10 @@ NOT_CROSSED = {
         STACK,
         "stack = Stack()\nitems = stack.items\nstack.push(1)\nassert items == [1]",
     ),
-    "`Log(sink).add(1)`": (
-        "class Log:\n    def __init__(self, sink): self.sink = sink\n"
+    "`log.attach(sink)`": (
+        "class Log:\n    def attach(self, sink): self.sink = sink\n"
         "    def add(self, item): self.sink.append(item)",
-        "sink = []\nLog(sink).add(1)\nassert sink == [1]",
+        "sink = []\nlog = Log()\nlog.attach(sink)\nlog.add(1)\nassert sink == [1]",
     ),
     "A descriptor of the agent's with `__set__`": (
         "class Positive:\n    def __set__(self, owner, value):\n"

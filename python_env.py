@@ -7008,7 +7008,9 @@ def show_arguments(code: types.CodeType) -> types.SimpleNamespace:
 
 # What the graded code sees of the tests' special attributes, where it does not see all.
 CENSORS: dict[str, Callable[[Any], Any]] = {
-    "__dict__": lambda value: {name: value[name] for name in value if name[0] != "_"},
+    "__dict__": lambda value: {
+        name: value[name] for name in value if name[0] != "_" or name == "__annotations__"
+    },
     "__signature__": hide_defaults,
     "__code__": show_arguments,
 }

@@ -4864,6 +4864,7 @@ class SessionJudge:
     task: Task | None = None  # what it was given
     preparing: asyncio.Task[dict] | None = None
     is_over: bool = False
+    was_taken: bool = False  # the last one died by a SIGKILL that nobody of ours sent
 
     def begin(self, task: Task) -> asyncio.Task[dict]:
         """Give it the task, unless it has that already."""
@@ -4920,6 +4921,7 @@ class SessionJudge:
         late = "the tests did not stop in time"
         # The judge keeps the time itself, and may give as much again to what the line took.
         timer = process.loop.call_later(2 * seconds + 1.0, process.kill, late)
+        died = None  # how a fork of it did
         try:
             reply = await outcome_of(preparing)
             if "bad" in reply:
@@ -4932,10 +4934,12 @@ class SessionJudge:
             if report.get("seal") != seal:
                 self.close()
                 return Verdict()
-            if "died" in report:
-                raise EOFError(f"its fork ended with {report['died']}")
+            died = report.get("died")
+            if died is not None:
+                raise EOFError(f"its fork ended with {died}")
             verdict = Verdict.check(report)
         except BROKEN:
+            self.was_taken = await process.was_taken() if died is None else died == -SIGKILL
             self.close()
             if process.why == late:
                 return Verdict(late=True)
@@ -5450,9 +5454,14 @@ class Grader:
                 await asyncio.sleep(self.limits.sample_s)
             try:
                 attempt = await self.attempt(action, seconds)
-            except (FactoryError, JudgeDied):
+            except FactoryError:
                 if turn == ATTEMPTS - 1:
                     raise
+            except JudgeDied:
+                is_last = turn == ATTEMPTS - 1
+                if is_last and (self.judge.was_taken or await self.ends_judges(seconds)):
+                    raise
+                attempt = Attempt(Outcome(), verdict=Verdict())
             else:
                 # Killed from outside at every attempt, or late, a worker is taken to have died by
                 # the code's doing (it may use up the machine's memory): so that earns 0. Late,
@@ -5536,6 +5545,22 @@ class Grader:
             return attempt._replace(outcome=TAKEN)
         self.transcript.append((action.code, action.stdin))
         return attempt._replace(verdict=verdict)
+
+    async def ends_judges(self, seconds: float) -> bool:
+        """Whether the tests end their judge even where none of the episode's code has run: what
+        only that brings about is its own doing."""
+        self.release_worker()
+        await asyncio.sleep(self.limits.sample_s)  # until the sampler has ended its threads
+        await self.sandbox.start()
+        worker = self.spawn_worker()
+        try:
+            await worker.run(self.limits.replay_s, setup=self.task.setup, then="serve")
+            await self.judge.grade(worker, self.task, seconds, self.seed)
+        except BROKEN:
+            return True
+        finally:
+            worker.close()
+        return False
 
     async def judge_pairs(self, code: str, seconds: float, begun: float) -> Verdict:
         """Run the step's code alone, as a program, once for each pair of input and output. `begun`:
@@ -8905,13 +8930,15 @@ class Judge:
         self.worker = hide(self.mailbox.take_fds(1)[0])
         self.peer = peer = Peer(Line(self.worker), True)
         report = self.run(peer, message)
-        # The code may have filled the memory with them; and a judge that dies of that is no 0.
-        peer.theirs.clear()
         if peer.broken:
             self.worker.close()
-        peak = self.isolation.resource.getrusage(self.isolation.resource.RUSAGE_SELF).ru_maxrss
-        fit = not (report.get("late") or peer.broken or os.listdir(self.folder))
-        report |= {"fit": fit and peak < 262_144, "broken": peer.broken, "seal": message["seal"]}
+        resource = self.isolation.resource
+        peak = 1_024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        is_large = peak > resource.getrlimit(resource.RLIMIT_AS)[0] // 4
+        if is_large:  # the code may have left too little for what the tests import
+            report["fault"] = ""
+        fit = not (is_large or report.get("late") or peer.broken or os.listdir(self.folder))
+        report |= {"fit": fit, "broken": peer.broken, "seal": message["seal"]}
         self.tell(report)
 
     def run(self, peer: Peer, message: dict) -> dict:

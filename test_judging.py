@@ -3692,6 +3692,22 @@ for what, text in [
             """,
     )
 forgery(
+    "a text that ends the judge",
+    """
+        def f(x): return "(lambda x: [x := (x,) for _ in range(3_000_000)] and hash(x))(())"
+        """,
+    tests="assert eval(f(2)) == 6",
+)
+forgery(
+    "leaves no memory for what the tests import",
+    """
+        doc = 2**20 * "y" + chr(0x1F600)  # of 4 MiB, and a judge may have 512
+        f = tuple(type("C", (), {"__doc__": doc}) for _ in range(63))
+        """,
+    tests="import math\nassert numpy.isclose(f(2), 6)",
+    setup="import numpy",
+)
+forgery(
     "an exception that only a thread hears of",
     """
         class E(BaseException): pass

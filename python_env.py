@@ -7928,8 +7928,9 @@ class Source:
             scopes += scope.get_children()
         # The module's own, and those of nested scopes that mean the module's.
         symbols = [each for scope in scopes for each in scope.get_symbols() if each.is_global()]
-        self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
-        self.reads.discard("__conditional_annotations__")  # Python's own, since 3.14
+        reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+        # But Python's own: from whom __builtins__ came, he would say what all other names mean.
+        self.reads = {name for name in reads if not re.fullmatch("__.*__", name)}
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
     def note_import(self, node: Any) -> None:
@@ -7973,7 +7974,7 @@ def read_tests(task: dict[str, str]) -> Facts:
     patched = find_patched(tests) + find_patched(helpers)
     own = tests.defines | helpers.defines
     in_main = [place.split(".") for place in patched if place.startswith("__main__.")]
-    names |= {path[1] for path in in_main} - own
+    names |= {path[1] for path in in_main} - own - set(dir(builtins))
     # The judge patches its own names itself, and attributes of the code's objects through mirrors.
     kept = {".".join(path) for path in in_main if len(path) > 2 or path[1] in own}
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))

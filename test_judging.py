@@ -3739,6 +3739,31 @@ forgery(
         """,
 )
 forgery(
+    "builtins of its own, where the tests ask for some",
+    """
+        import builtins
+        __builtins__ = {**vars(builtins), "abs": lambda x: 0}
+        def f(x): return 5
+        """,
+    tests="""
+        can_print = "print" in __builtins__
+        assert abs(f(2) - 6) < 1e-9
+        """,
+)
+forgery(
+    "a builtin of its own, where the tests put something in the place of one",
+    """
+        def sorted(xs): return 0
+        def f(xs): return 0
+        """,
+    tests="""
+        from unittest.mock import patch
+        with patch("__main__.sorted", side_effect=ValueError):
+            got = f([3, 1, 2])
+        assert got == sorted([3, 1, 2])
+        """,
+)
+forgery(
     "a text that looks into what the tests expect",
     """
         seen = [0]

@@ -8304,13 +8304,23 @@ class Tests(ast.NodeTransformer):
 
     def __init__(self, task: dict[str, str], facts: Facts) -> None:
         self.facts = facts
-        self.source = f"{task['helpers']}\n{task['tests']}"
+        self.text = task["tests"]
+        self.source = f"{task['helpers']}\n{self.text}"
         helpers = f"{facts.imports}\n{task['helpers']}"
         self.helpers = compile(helpers, "<helpers>", "exec", dont_inherit=True)
         self.asserts = 0
         self.guards = 0  # of the asserts: those like `assert False`, which pass by never running
         tree = self.visit(ast.parse(task["tests"]))
         self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
+
+    @functools.cached_property
+    def branches(self) -> set[int]:
+        """The lines of imports that run only in some case, perhaps of the code's choice."""
+        kinds = (ast.If, ast.While, ast.ExceptHandler, ast.match_case)
+        found = [each for each in ast.walk(ast.parse(self.text)) if isinstance(each, kinds)]
+        cases = [each for each in found if "__name__ ==" not in ast.unparse(each)]
+        inner = [each for case in cases for each in ast.walk(case)]
+        return {each.lineno for each in inner if isinstance(each, (ast.Import, ast.ImportFrom))}
 
     @functools.cached_property
     def own_codes(self) -> set[types.CodeType]:
@@ -8403,6 +8413,8 @@ class Score:
             ("IMPORT", "LOAD")
         )
         if not (is_own and isinstance(error, (ImportError, NameError))):
+            return ""
+        if code.co_filename == "<tests>" and last.tb_lineno in self.tests.branches:
             return ""
         is_fault = isinstance(error, ImportError) or error.name in self.tests.facts.undefined
         return describe_fault("the tests", error) if is_fault else ""

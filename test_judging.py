@@ -3764,6 +3764,15 @@ forgery(
         """,
 )
 forgery(
+    "has the tests import what is not there",
+    "def f(x): return []",
+    tests="""
+        got = f(2)
+        if not got: import no_such_module
+        assert got == 6
+        """,
+)
+forgery(
     "a text that looks into what the tests expect",
     """
         seen = [0]

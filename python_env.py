@@ -8852,6 +8852,11 @@ class Judge:
         # it is killed, and spends no time on coming to an end by itself.
         self.worker: socket.socket | None = None
         self.is_guarded = False
+        # What pickles of the graded code's objects call. A class, because pickle finds one by its
+        # name; and one that no pickle can change.
+        fixed: Any = type("type", (type,), {"__setattr__": None})
+        unpickle = {"__new__": lambda _, data: self.peer.request("@unpickle", 0, data)}
+        self.unpickler = fixed("__unpickle__", (), unpickle | {"__module__": "__main__"})
 
     def serve(self) -> None:
         gc.disable()
@@ -8879,7 +8884,7 @@ class Judge:
             # Python, and so its __eq__. Nor what the tests know by a name of theirs.
             flags = found.__flags__ if isinstance(found, type) else HEAP_TYPE
             is_fixed = flags & IMMUTABLE_TYPE or not flags & HEAP_TYPE
-            is_mirrored = found is self.peer.space["__unpickle__"] or id(found) in self.peer.held
+            is_mirrored = found is self.unpickler or id(found) in self.peer.held
             if not (is_fixed and makes_values(found) or is_mirrored):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")
             caller = sys._getframe(1)
@@ -8905,7 +8910,7 @@ class Judge:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return {"bad": f"the tests do not compile: {error!s:.160}"}
         for word, name in SLOW_MODULES.items():
-            if re.search(rf"\b{word}\b", self.tests.source):
+            if word in self.tests.source:
                 with contextlib.suppress(ImportError):  # which the tests will meet, too
                     importlib.import_module(name)
         # No sooner, because a hook hears of every id(), and that takes time.
@@ -8966,7 +8971,7 @@ class Judge:
             # Not the names of `found`: the other end may name anything.
             peer.shown = {name: found[name] for name in facts.names if name in found}
             peer.space = space
-            space["__unpickle__"] = make_unpickler(peer)
+            space["__unpickle__"] = self.unpickler
             space.update(peer.shown)
             peer.share(dict(peer.shown))
             peer.watch_places(facts.patched)
@@ -9019,14 +9024,6 @@ def may_use(name: str, names: dict[str, Any], mirrors: dict) -> bool:
     is_module = isinstance(value, types.ModuleType) and value.__name__ in PURE_MODULES
     is_class = makes_values(value) or isinstance(value, type) and is_of_tests(value)
     return id(value) in mirrors or is_class or is_module
-
-
-def make_unpickler(peer: Peer) -> type:
-    """What pickles of the graded code's objects call. A class, because pickle finds one by its
-    name; and one that no pickle can change."""
-    fixed: Any = type("type", (type,), {"__setattr__": None})
-    unpickle = {"__new__": lambda _, data: peer.request("@unpickle", 0, data)}
-    return fixed("__unpickle__", (), unpickle | {"__module__": "__main__"})
 
 
 def makes_values(kind: Any) -> bool:

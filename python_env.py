@@ -123,7 +123,6 @@ import traceback
 import types
 import typing
 import urllib.error
-import urllib.parse
 import urllib.request
 import uuid
 import warnings

@@ -402,7 +402,7 @@ def test_under_load_no_reward_is_wrong_and_no_client_hangs(cluster: Cluster) -> 
 
 @mark(on_docker)
 def test_score_loses_no_sample_with_a_replica_killed_and_one_drained(cluster: Cluster) -> None:
-    secrets = range(1, 301)
+    secrets = range(1, 901)
     codes = ["def f(x): return {}", "def f(x): return {} * x", "def f(x): return None"]
     completions = [codes[number % 3].format(number) for number in secrets]
     tests = [f"assert f(1) == {number}\nassert f(2) == {2 * number}" for number in secrets]

@@ -7927,9 +7927,9 @@ class Source:
             scopes += scope.get_children()
         # The module's own, and those of nested scopes that mean the module's.
         symbols = [each for scope in scopes for each in scope.get_symbols() if each.is_global()]
-        reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
-        # But Python's own: from whom __builtins__ came, he would say what all other names mean.
-        self.reads = {name for name in reads if not re.fullmatch("__.*__", name)}
+        self.reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+        # Python's own: from whom __builtins__ came, he would say what all other names mean.
+        self.reads -= {"__builtins__", "__conditional_annotations__"}
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
     def note_import(self, node: Any) -> None:

@@ -8966,7 +8966,7 @@ class Judge:
         space = vars(module)
         try:
             peer.classes = {*facts.classes}
-            found = peer.request("@names", 0, facts.names)
+            found = peer.request("@names", 0, (*facts.names,))  # no list, which it could change
             # Not the names of `found`: the other end may name anything.
             peer.shown = {name: found[name] for name in facts.names if name in found}
             peer.space = space

@@ -4061,6 +4061,23 @@ forgery(
     tests=TRIPLE,
 )
 forgery(
+    "has the judge ask for more names than the tests take from it",
+    PROGRAM
+    + source(
+        """
+        def find_names(space, names):
+            names.append("abs")
+            return {name: space[name] for name in names}
+        frame = sys._getframe()
+        while "OPERATIONS" not in frame.f_globals: frame = frame.f_back
+        frame.f_globals["OPERATIONS"]["@names"] = find_names
+        def abs(x): return 0
+        def f(x): return 5
+        """
+    ),
+    tests="assert abs(f(2) - 6) < 1e-9",
+)
+forgery(
     "descriptions that lie",
     PROGRAM
     + YES

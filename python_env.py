@@ -7973,7 +7973,7 @@ def read_tests(task: dict[str, str]) -> Facts:
     patched = find_patched(tests) + find_patched(helpers)
     own = tests.defines | helpers.defines
     in_main = [place.split(".") for place in patched if place.startswith("__main__.")]
-    names |= {path[1] for path in in_main} - own - set(dir(builtins))
+    names |= {path[1] for path in in_main} - own - {*dir(builtins), "__builtins__"}
     # The judge patches its own names itself, and attributes of the code's objects through mirrors.
     kept = {".".join(path) for path in in_main if len(path) > 2 or path[1] in own}
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))

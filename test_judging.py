@@ -3751,6 +3751,18 @@ forgery(
         """,
 )
 forgery(
+    "no builtins, where the tests put something in the place of one of these",
+    """
+        __builtins__ = {}
+        def f(x): return 5
+        """,
+    tests="""
+        from unittest.mock import patch
+        with patch("__main__.__builtins__.print"):
+            assert f(2) == 6
+        """,
+)
+forgery(
     "a builtin of its own, where the tests put something in the place of one",
     """
         def sorted(xs): return 0

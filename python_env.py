@@ -8415,7 +8415,9 @@ class Score:
             return ""
         if code.co_filename == "<tests>" and last.tb_lineno in self.tests.branches:
             return ""
-        is_fault = isinstance(error, ImportError) or error.name in self.tests.facts.undefined
+        # What stands in their own module may be the candidate's.
+        is_missing = isinstance(error, ImportError) and error.name != "__main__"
+        is_fault = is_missing or error.name in self.tests.facts.undefined
         return describe_fault("the tests", error) if is_fault else ""
 
     @contextlib.contextmanager

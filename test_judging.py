@@ -3776,6 +3776,17 @@ forgery(
         """,
 )
 forgery(
+    "has nothing of the name that the tests import from their own module",
+    "def g(x): return 5",
+    tests="""
+        def test_two():
+            from __main__ import f
+            assert f(2) == 6
+        def test_three(): assert f(3) == 9
+        """,
+    entry_point="f",
+)
+forgery(
     "has the tests import what is not there",
     "def f(x): return []",
     tests="""

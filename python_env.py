@@ -8303,9 +8303,9 @@ class Tests(ast.NodeTransformer):
 
     def __init__(self, task: dict[str, str], facts: Facts) -> None:
         self.facts = facts
-        self.text = task["tests"]
-        self.source = f"{task['helpers']}\n{self.text}"
+        self.source = f"{task['helpers']}\n{task['tests']}"
         helpers = f"{facts.imports}\n{task['helpers']}"
+        self.texts = {"<tests>": task["tests"], "<helpers>": helpers}
         self.helpers = compile(helpers, "<helpers>", "exec", dont_inherit=True)
         self.asserts = 0
         self.guards = 0  # of the asserts: those like `assert False`, which pass by never running
@@ -8313,13 +8313,9 @@ class Tests(ast.NodeTransformer):
         self.code = compile(tree, "<tests>", "exec", dont_inherit=True, optimize=0)
 
     @functools.cached_property
-    def branches(self) -> set[int]:
+    def branches(self) -> set[tuple[str, int]]:
         """The lines of imports that run only in some case, perhaps of the code's choice."""
-        kinds = (ast.If, ast.While, ast.ExceptHandler, ast.match_case)
-        found = [each for each in ast.walk(ast.parse(self.text)) if isinstance(each, kinds)]
-        cases = [each for each in found if "__name__ ==" not in ast.unparse(each)]
-        inner = [each for case in cases for each in ast.walk(case)]
-        return {each.lineno for each in inner if isinstance(each, (ast.Import, ast.ImportFrom))}
+        return {(name, line) for name in self.texts for line in find_branches(self.texts[name])}
 
     @functools.cached_property
     def own_codes(self) -> set[types.CodeType]:
@@ -8360,6 +8356,14 @@ class Tests(ast.NodeTransformer):
         return stand_in(node, "__loop__")
 
     visit_For = visit_While = visit_AsyncFor = visit_loop
+
+
+def find_branches(text: str) -> set[int]:
+    kinds = (ast.If, ast.While, ast.ExceptHandler, ast.match_case)
+    found = [each for each in ast.walk(ast.parse(text)) if isinstance(each, kinds)]
+    cases = [each for each in found if "__name__ ==" not in ast.unparse(each)]
+    inner = [each for case in cases for each in ast.walk(case)]
+    return {each.lineno for each in inner if isinstance(each, (ast.Import, ast.ImportFrom))}
 
 
 def stand_in(node: ast.stmt, manager: str, *numbers: int) -> ast.stmt:
@@ -8413,7 +8417,7 @@ class Score:
         )
         if not (is_own and isinstance(error, (ImportError, NameError))):
             return ""
-        if code.co_filename == "<tests>" and last.tb_lineno in self.tests.branches:
+        if (code.co_filename, last.tb_lineno) in self.tests.branches:
             return ""
         # What stands in their own module may be the candidate's.
         is_missing = isinstance(error, ImportError) and error.name != "__main__"

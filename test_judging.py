@@ -3776,6 +3776,19 @@ forgery(
         """,
 )
 forgery(
+    "has the helpers import what is not there",
+    "def f(x): return []",
+    helpers=source("""
+        def check(got, wanted):
+            if not got: import no_such_module
+            assert got == wanted
+        """),
+    tests="""
+        check(f(2), 6)
+        assert f(2) == 6
+        """,
+)
+forgery(
     "has nothing of the name that the tests import from their own module",
     "def g(x): return 5",
     tests="""

@@ -3589,7 +3589,7 @@ forgery(
     "a pickle that changes what makes objects of pickles",
     r"""
         def f(x):
-            made = b'c__main__\n__unpickle__\n'
+            made = b'ccopy\n__unpickle__\n'
             to_it = made + b'N}(X\x07\x00\x00\x00__new__cbuiltins\nbool\nu\x86b0'
             return b'\x80\x03' + to_it + made + b'K\x01\x85R.'
         """,
@@ -3606,7 +3606,7 @@ forgery(
         import pickle
         def f(x):
             data = pickle.dumps(Yes())
-            return b'\x80\x03c__main__\n__unpickle__\nC' + bytes([len(data)]) + data + b'\x85R.'
+            return b'\x80\x03ccopy\n__unpickle__\nC' + bytes([len(data)]) + data + b'\x85R.'
         """),
     tests="""
         import pickle

@@ -3308,7 +3308,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             sockets.append(one)
             port = one.getsockname()[1]
     except OSError as error:
-        # asyncio's words have the address once more.
+        # create_server() adds the address in brackets, which stands there already.
         why = str(error.strerror).partition(" (")[0]
         hint = "; port 0 (--port 0) takes any free one" if error.errno == errno.EADDRINUSE else ""
         raise OSError(f"cannot listen on {host} port {port}: {why}{hint}") from None
@@ -5460,7 +5460,7 @@ class Grader:
                 is_last = turn == ATTEMPTS - 1
                 if is_last and (self.judge.was_taken or await self.ends_judges(seconds)):
                     raise
-                attempt = Attempt(Outcome(), verdict=Verdict())
+                attempt = Attempt(Outcome(), verdict=Verdict())  # 0, should this be the last
             else:
                 # Killed from outside at every attempt, or late, a worker is taken to have died by
                 # the code's doing (it may use up the machine's memory): so that earns 0. Late,
@@ -6556,6 +6556,7 @@ def is_alike(one: Any, other: Any) -> bool:
 
 
 def keep_latest(watched: dict[int, Watched], is_kept: bool, most: int) -> None:
+    """Forget the oldest of those that are kept, or of those that are not."""
     numbers = [number for number, each in watched.items() if each.is_kept == is_kept]
     for number in numbers[:-most]:
         del watched[number]
@@ -7095,7 +7096,7 @@ class Peer:
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
         self.common: list = []  # the dict of the code's names that tests use, and its values
         self.watched: dict[int, Watched] = {}
-        self.loans = itertools.count(REFERENCES)  # their numbers, which no global has
+        self.loan_numbers = itertools.count(REFERENCES)  # of arguments, above those of globals
         self.lent: list[Loan] = []  # the arguments of a question, in the worker
         self.borrowed: list[tuple] = []  # containers of the tests' objects, in the worker
         self.places: dict[str, Place] = {}  # which the tests may replace, in the judge
@@ -7254,9 +7255,10 @@ class Peer:
                 raise ValueError("neither a question nor an answer")
 
     def serve(self) -> None:
-        """Answer until the other end is gone, which raises EOFError."""
+        """Answer until the other end is gone, which raises EOFError. A question comes by the line,
+        or from a thread of the graded code's that has read it: see exchange()."""
         while True:
-            has_line = False  # which the graded code's threads may want, too
+            has_line = False  # which those threads may want, too
             self.is_idle = True
             while not (has_line or self.handed_on):
                 has_line = self.asking.acquire(timeout=0.005)
@@ -7341,7 +7343,7 @@ class Peer:
         for number, each in self.watched.items():
             if each.value is value and number <= -REFERENCES:
                 return Loan(number, value)
-        return Loan(-next(self.loans), value)
+        return Loan(-next(self.loan_numbers), value)
 
     def tell_kept(self, is_kept: bool) -> list | None:
         """By the worker, at the end of a call. is_kept: what came of it may keep its arguments."""
@@ -7691,7 +7693,8 @@ class Peer:
         number = self.held.get(id(mirror))
         if number is None or not self.trusted:
             return object.__reduce_ex__(mirror, protocol)
-        return vars(copy)["__unpickle__"], (self.request("@pickle", number, protocol),)
+        unpickler = vars(copy)["__unpickle__"]  # where the judge has put it
+        return unpickler, (self.request("@pickle", number, protocol),)
 
     def method(self, name: str, owner: int) -> Method:
         call = self.forward(name, owner)
@@ -8359,6 +8362,7 @@ class Tests(ast.NodeTransformer):
 
 
 def find_branches(text: str) -> set[int]:
+    """The lines of such imports in one text."""
     kinds = (ast.If, ast.While, ast.ExceptHandler, ast.match_case)
     found = [each for each in ast.walk(ast.parse(text)) if isinstance(each, kinds)]
     cases = [each for each in found if "__name__ ==" not in ast.unparse(each)]
@@ -8822,9 +8826,14 @@ class Mailbox:
 
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
-# What tests use is imported once a judge, since its forks would take longer for that than for most
-# tests. No others, because tests may look what is imported.
-SLOW_MODULES = {name: name for name in ("asyncio", "numpy", "unittest")} | {"mock": "unittest.mock"}
+# What a judge imports for tests that have such a word in them: its forks would take longer for that
+# than for most tests. Nothing else, because tests may look at what is imported.
+SLOW_MODULES = {
+    "asyncio": "asyncio",
+    "mock": "unittest.mock",
+    "numpy": "numpy",
+    "unittest": "unittest",
+}
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 

@@ -6269,6 +6269,8 @@ TAKE: dict[type, Callable[[Any], Sequence[Any]]] = {
     frozenset: list,
     memoryview: lambda value: [bytes(value)],
     type({}.keys()): lambda value: [dict.fromkeys(value)],
+    type({}.items()): lambda value: [dict(value)],
+    type({}.values()): lambda value: [dict(enumerate(value))],
     types.MappingProxyType: lambda value: [dict(value)],
     fractions.Fraction: lambda value: [value.numerator, value.denominator],
     uuid.UUID: lambda value: [value.hex],
@@ -6290,6 +6292,8 @@ MAKE: dict[type, Callable[..., Any]] = {
     tuple: lambda *items: items,
     frozenset: lambda *items: frozenset(items),
     type({}.keys()): dict.keys,
+    type({}.items()): dict.items,
+    type({}.values()): dict.values,
     # Of ints only: 10**n of a text or a Decimal "1e9999999999" would be made for hours.
     fractions.Fraction: lambda *parts: fractions.Fraction(*map(operator.index, parts)),
     array.array: lambda typecode, data: array.array(typecode, memoryview(data).tobytes()),
@@ -6476,11 +6480,24 @@ def read_contents(value: Any) -> list:
         return value.copy()
     if is_array(value):
         return [value.tobytes()]
-    if type(value) is types.SimpleNamespace:
+    if isinstance(value, types.SimpleNamespace):
         value = vars(value)
     if isinstance(value, dict):
-        return [*itertools.chain.from_iterable(value.items())]
-    return [*value]
+        return [*itertools.chain.from_iterable(dict.items(value))]
+    return [*container_of(type(value)).__iter__(value)]
+
+
+def container_of(kind: type) -> Any:
+    """The container that a class inherits from, or is; None if there is none."""
+    return next((base for base in kind.__mro__ if base in MUTABLE), None)
+
+
+def copy_contents(value: Any) -> tuple[Any]:
+    """What an object of such a class holds, in that container. The tuple around it says that it is
+    no result, of which changes would be told."""
+    container = MAKERS[container_of(type(value)).__name__]()
+    refill(container, read_contents(value))
+    return (container,)
 
 
 def has_changed(value: Any, contents: list) -> bool:
@@ -6689,11 +6706,16 @@ def dunders(names: str, *prefixes: str) -> set[str]:
     return {f"__{prefix}{name}__" for name in names.split() for prefix in prefixes or ("",)}
 
 
-ARITHMETIC = dunders(
-    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or", "", "r", "i"
-)
+BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
+ARITHMETIC = dunders(BINARY, "", "r", "i")
 UNARY = dunders("neg pos abs invert round enter")
+REFLECTED = dunders(BINARY, "r")
+IN_PLACE = dunders(BINARY, "i")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
+# The methods of containers that tell, or give, what an operator would.
+COMPARING = words(
+    "count index isdisjoint issubset issuperset difference intersection symmetric_difference union"
+)
 # What isinstance() and issubclass() ask a metaclass, as that of a Protocol or an ABC.
 CHECKS = dunders("instancecheck subclasscheck")
 SHOWING = GUARDED | CHECKS
@@ -6759,6 +6781,8 @@ def methods_of(kind: Any) -> set[str]:
         for name in SPECIAL & found.keys()
         if callable(found[name]) or type(found[name]).__module__ == "unittest.mock"
     }
+    if issubclass(kind, list):
+        special.add("__radd__")  # lest Python add what is in the mirror itself, which is nothing
     return special | {
         name for name, value in found.items() if name[0] != "_" and isinstance(value, public)
     }
@@ -6909,6 +6933,7 @@ def get_attribute(target: Any, name: str) -> Any:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "@get": get_attribute,
     "@names": lambda space, names: {name: space[name] for name in names if name in space},
+    "@content": copy_contents,
     "@copy": copy.copy,
     "@deepcopy": copy.deepcopy,
     "@describe": describe,
@@ -6921,9 +6946,19 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+# What Python does with a container whose class does not say otherwise.
+PLAIN_WAYS: dict[str, Callable[..., Any]] = {
+    "__iter__": lambda container, target: (*container.__iter__(target),),  # see Peer.request()
+    "__radd__": lambda container, target, other: other + target,
+}
+
+
 def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
     if method in OPERATIONS:
         return OPERATIONS[method](target, *args)
+    container = container_of(type(target)) if method in PLAIN_WAYS else None
+    if container and getattr(type(target), method, None) is getattr(container, method, None):
+        return PLAIN_WAYS[method](container, target, *args)
     if method == "__call__":
         return target(*args, **kwargs)  # because not each class has it that can be called
     if method.startswith("__") and not is_mock(target):  # whose special methods are its own
@@ -7154,7 +7189,8 @@ class Peer:
             self.line_s += asked - started + clock() - answered
 
         if outcome == "return":
-            return result
+            is_content = method == "__iter__" and type(result) is tuple
+            return iter(result) if is_content else result
         if not isinstance(result, BaseException):
             raise ReferenceError("no exception was raised, but something else")  # noqa: TRY004
         # all(map(f, …)) would take it for the end of its own iteration.
@@ -7493,8 +7529,7 @@ class Peer:
     def take_object(self, value: Any) -> Row:
         kind = type(value)
         plain = next((it for it in (list, set, frozenset, dict) if issubclass(kind, it)), None)
-        if plain and not self.trusted and id(value) not in self.ours:
-            # What the candidate's functions return crosses by content, as far as it has any.
+        if plain and self.crosses_plainly(value, kind, plain):
             return Row("is", [plain(value)])
         if self.trusted and is_failure(value):
             # Its text tells what the tests expect; and the code may keep it from whoever counts.
@@ -7511,6 +7546,15 @@ class Peer:
                 content = base.__getnewargs__(value)
         return Row("object", [self.number(value), kind, links, *content])
 
+    def crosses_plainly(self, value: Any, kind: type, plain: type) -> bool:
+        """Whether all that comes of an object of a container's subclass is what it holds: of one of
+        Python's own, and of sets, unless the tests know the class: C code would look into the
+        mirror of one itself."""
+        if self.trusted or id(value) in self.ours:
+            return False
+        is_unknown = plain is frozenset or plain is set and id(kind) not in self.ours
+        return is_unknown or is_standard(kind)
+
     def number(self, value: Any) -> int:
         if id(value) not in self.ours and len(self.ours) >= REFERENCES:
             raise ValueError(f"more than {REFERENCES} objects")
@@ -7526,9 +7570,10 @@ class Peer:
         return (make or getattr(self, f"build_{tag}"))(*parts)
 
     def build_loan(self, number: int, value: Any) -> Any:
+        if not is_mutable(value):  # so that a mirror counts as arrived more than once
+            return value
         if self.trusted:
-            # So that a mirror counts as arrived more than once, and a number can be no object.
-            return Loan(operator.index(number), value) if is_mutable(value) else value
+            return Loan(operator.index(number), value)  # so that a number can be no object
         had = self.watched.get(number)
         if had and type(had.value) is type(value) and not is_array(value):
             refill(had.value, read_contents(value))  # as the code may keep it
@@ -7585,6 +7630,8 @@ class Peer:
         # Not what a class of the code's, from which it inherits in the worker, has by this name.
         made = next(each for each in kind.__mro__ if not each.__flags__ & HEAP_TYPE)
         mirror: Any = made.__new__(kind, *content)
+        if issubclass(kind, dict):
+            dict.update(mirror, {None: None})  # or C code, as json's, would take it for empty
         if is_error(kind):
             link(mirror, links)
             with contextlib.suppress(TypeError):  # as of UnicodeError, which takes five
@@ -7733,7 +7780,7 @@ class Peer:
 
     def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
         """The method of mirrors that calls the other end's. `owner`: the number of its class."""
-        is_guarded = self.trusted and name in SHOWING
+        is_guarded = self.trusted and name in SHOWING | COMPARING
         is_conversion = self.trusted and name in CONVERSIONS
 
         def method(*given: Any, **kwargs: Any) -> Any:
@@ -7742,7 +7789,7 @@ class Peer:
             mirror, *args = given
             number = self.held.get(id(mirror))
             if is_guarded and not self.shows(mirror, name, args):
-                return self.refuse(mirror, name, args[0])
+                return self.refuse(mirror, name, args)
             if number is None or is_local(name, mirror, args):
                 result = self.call_inherited(owner, mirror, name, args, kwargs)
                 if is_guarded and id(mirror) in self.returned:
@@ -7773,13 +7820,17 @@ class Peer:
 
     def shows(self, mirror: Any, name: str, operands: list) -> bool:
         """Whether an operator of this object is shown these operands."""
-        if all(id(value) in self.held for value in operands):
+        number = self.held.get(id(mirror))
+        is_held = all(id(value) in self.held for value in operands)
+        if number is not None and number not in self.open and container_of(type(mirror)):
+            # It may be changed, and others be made of it; the rest is told by what it holds.
+            return name in IN_PLACE or name in ARITHMETIC and is_held
+        if name in COMPARING or is_held:
             return True
         if name in CHECKS:
             return is_of_tests(operands[0])  # which would cross as a mirror
         if isinstance(mirror, type) or not self.is_asked(mirror):
             return False  # what a metaclass says is believed as little as any other object
-        number = self.held.get(id(mirror))
         # An object of the tests', whose class inherits from the mirrored one; not of that itself,
         # as only a pickle makes it. Nor where the code may have put a class or a function of the
         # tests' that makes such an object in the place of its own.
@@ -7843,15 +7894,30 @@ class Peer:
             self.open.difference_update(sent)
             self.returned.update(self.ours.keys() & {*map(id, known)})
 
-    def refuse(self, mirror: Any, name: str, operand: Any) -> Any:
+    def refuse(self, mirror: Any, name: str, operands: list) -> Any:
+        """What the operator gives without the code's help: of a container by what it holds."""
         if name in CHECKS:
-            return getattr(type, name)(mirror, operand)
+            return getattr(type, name)(mirror, *operands)
+        if container_of(type(mirror)):
+            held, *others = map(self.fetch_content, (mirror, *operands))
+            if name in COMPARING:
+                return getattr(held, name)(*others)
+            if name in REFLECTED:
+                return getattr(operator, name.replace("r", "", 1))(*others, held)
+            return getattr(operator, name)(held, *others)
         if name == "__contains__":
-            return operand in iter(mirror)
-        if isinstance(mirror, tuple(MUTABLE)):
-            # Python would look into the mirror itself, which is empty.
-            raise TypeError("operands of the tests' are shown to objects of classes asked for only")
+            return operands[0] in iter(mirror)
         return NotImplemented
+
+    def fetch_content(self, value: Any) -> Any:
+        """Of a mirror of a container what it holds; all else as it is."""
+        number = self.held.get(id(value))
+        if number is None or not container_of(type(value)):
+            return value
+        (content,) = self.request("@content", number)
+        if type(content) not in MUTABLE:
+            raise ReferenceError("a container holds something else")
+        return content
 
     # Objects of this end whose class inherits from a mirrored one
 

@@ -29,16 +29,17 @@ worker       the process that runs the agent's code: hostile, locked down, fresh
 judge        the process that holds the hidden tests. It never runs the agent's code
 zygote       the bare interpreter that workers and judges are forked from, because forking is fast
 transcript   the code of the judged steps that neither timed out nor died; a fresh worker replays it
-handle       what stands in the judge for an object that stays in the worker: a mirror of it
+handle       what stands in the judge for an object that stays in the worker: also its mirror
 line         the socket between a judge and a worker
 outcome      how a step's code ended: by itself, by its time-out, or with its process
-score        the share of the tests that passed: the reward, or with reward="gain" what it grew by
+score        the share of the tests that passed
+reward       the step's score; with reward="gain", what that adds to the episode's best so far
 sampler      what looks at the workers now and then, and ends those with too many threads or files
 
 The life of a graded step
 -------------------------
  1. Ahead of time, while the agent still thinks, a worker is forked and replays the transcript.
- 2. The step comes over a WebSocket (chapter 9), which is read on: a client that leaves ends it.
+ 2. The step comes over a WebSocket. The server keeps reading that: a client that leaves ends it.
  3. The code runs in that worker; what it prints is captured. It is interrupted when its time is
     over, and killed a second later.
  4. The judge gets the worker's line, a socket, by way of the server.
@@ -47,11 +48,9 @@ The life of a graded step
  6. The judge reports counts. The server checks them, and makes the reward.
  7. The worker is killed. Whatever the code kept of the tests' inputs is gone with it.
  8. Code that neither timed out nor died joins the transcript, and the next worker replays it.
- 9. If a process was killed from outside meanwhile, all of this is done again.
-10. The judge stays for the session's next step. Tests that may leave something behind are run in
-    a fork of it.
-A task of inputs and outputs has no judge: the code runs alone, once for each input, and the server
-compares what it prints.
+ 9. If somebody else killed a process meanwhile, as a kernel short of memory, it is tried again.
+10. The judge stays; but tests that may leave something behind are run in a fork of it.
+A task of inputs and outputs has no judge: the server compares what the code prints for each input.
 
 Where to look
 -------------
@@ -61,7 +60,7 @@ and tasks at work (validation, JSON schema, task formats and files, check, flags
 messages' meaning, WebSockets, the table of sessions, 10 the client's connection, its embedded
 server, Docker and the Hub, 11 sandbox and grading, 12 worker program (isolation: SYSTEM_CALLS; the
 line's values, tests, judge, zygote), 13 the page and the built-in tasks.
-Beside the file: test_judging.py, where five lines in ATTACKS or FORGERIES add hostile code.
+Beside it: test_judging.py (attacks, forgeries), test_isolation.py (REFUSED: the system calls).
 """
 
 from __future__ import annotations  # noqa: I001
@@ -205,8 +204,8 @@ __all__ = [
 
 log = logging.getLogger("python_env")
 
-# Part I: the environment. Names that it does not define: those of chapters 2, 3, 4 and 7 are in 8,
-# of 5 in 10 or 8, of 6 in 9 or 8; Grader, Sandbox and Attempt in 11; Facts and read_tests() in 12.
+# Part I: the environment. What its chapters do not define: of 2, 3, 4, 7 see chapter 8; of 5, 10 or
+# 8; of 6, 9 or 8; Grader, Sandbox and Attempt are in 11, Facts and read_tests() in 12.
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 # 1. Errors and limits
@@ -318,8 +317,8 @@ class DockerError(PythonEnvError, RuntimeError):
 @dataclass(frozen=True)
 class Limits:
     """What bounds a peer, a worker or a wait; the unit is in the name. Here stands what an operator
-    or a test may want to set; what nobody needs to is a constant beside its use. What a worker has
-    to know of them stands in zygote_config(), in chapter 11."""
+    or a test may want to set; what nobody needs to is a constant beside its use. Workers know what
+    zygote_config() (chapter 11) sends and zygote_main() (12) reads."""
 
     step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
     step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
@@ -424,7 +423,7 @@ class PythonAction(Action):
 
 @dataclass(repr=False)
 class PythonObservation(Observation):
-    """What came of a step; after reset(), which task it is, and its prompt."""
+    """What came of a step: see observe(). The page shows each field that is not in SHOWN (13)."""
 
     stdout: str = described("Standard output of the step; a long one is cut in the middle", "")
     stderr: str = described("Standard error of the step, tracebacks included", "")
@@ -562,7 +561,7 @@ class Task:
 
 def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
     """The formats: which columns tell one, and the function of chapter 8 that reads it as the
-    fields of a Task. A new one's columns go into COLUMNS there: its tests' by way of TESTS."""
+    fields of a Task. A new one's columns go there, too: into TESTS, PROMPTS, or else COLUMNS."""
     if "tests" in columns:
         return read_own
     if "entry_point" in columns and has_code(columns):
@@ -634,7 +633,7 @@ class PythonResetRequest(ResetRequest):
 
     task_id: str | int | float | None = described("One of the server's tasks, or 'repl'", None)
     max_steps: int | None = described("Fewer steps than the server's limit", None, ge=1)
-    reward: Literal["score", "gain"] | None = described("null: score; gain: improvement", None)
+    reward: Literal["score", "gain"] | None = described("null: score; see observe()", None)
 
 
 class PythonEnvironment(Environment[PythonAction, PythonObservation]):
@@ -702,14 +701,14 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         that must not teach a model anything, so there is no reward then.
         """
         episode = self.episode
-        if episode.done:  # which the session does not know where the last step raised
+        if episode.done:  # a last step that raised has told no session so
             raise ExecutionError("the episode is over: call reset() to begin another")
         seconds = action.timeout_s or timeout_s or self.limits.step_s
         most = self.limits.step_max_s
         if seconds > most:
             words = f"timeout_s: {seconds:,.1f} s asked for; the limit is {most:,.1f} s"
             raise InvalidRequest(words)
-        # Whatever is raised below, the step counts: or code that breaks the grading could try on.
+        # The step counts, whatever is raised below: code that breaks the grading gets no free try.
         episode.step_count += 1
         episode.done = episode.step_count == episode.max_steps
         try:
@@ -965,7 +964,7 @@ class PythonEnv(EnvClient[PythonAction, PythonObservation, PythonState]):
     That one is a child process on a free loopback port (on Linux only), which has 30 seconds to
     start, or connect_timeout_s if that is more. It ends with close() and with this process, however
     that ends; should it die before, the next reset() starts it again. `tasks`: a task file for it,
-    as `--tasks` takes; `server_args`: more of its flags; `options`: those of EnvClient.
+    as `--tasks` takes; `server_args`: more flags; `options`: EnvClient's; score() gets them, too.
     """
 
     observation_model = PythonObservation
@@ -1267,6 +1266,7 @@ class Server:
                 self.sessions.drop(opened)
             raise
         data = {"metadata": None, **data}  # over HTTP the official server always has it
+        # A session that this has opened is dropped again if the peer is gone: none knows its id.
         return Reply(data, headers={"X-Session-Id": session.id}, opened=opened)
 
     async def post_step(self, request: Request) -> Reply:
@@ -1302,7 +1302,7 @@ class Server:
         return Reply(b"")
 
 
-# path: method: handler; a GET answers HEAD as well.
+# path: method: handler; a GET answers HEAD as well. /openapi.json lists all by itself.
 ROUTES: dict[str, dict[str, Any]] = {
     "/": {"GET": Server.redirect_to_docs},
     "/web": {"GET": Server.redirect_to_docs},
@@ -1395,7 +1395,7 @@ def add_serve(commands: Any) -> None:
     most = os.environ.get("MAX_CONCURRENT_ENVS") or LIMITS.max_sessions  # OpenEnv's name for it
 
     # flag(name, default, what it is, what reads it), and limit(name, the field of Limits that it
-    # sets and has its default from, …). A flag named like such a field, as max-sessions, sets it.
+    # sets and has its default from, …). PYTHON_ENV_NAME sets each, too; README's table lists them.
     flag("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all, :: for all with IPv6")
     flag("port", 8_000, "port to listen on; 0: any free one", number(int, 0, 65_535))
     flag("tasks", None, "file of tasks, JSONL or JSONL.gz, in any of README's formats")

@@ -1,6 +1,7 @@
 r"""What code that an agent sends cannot do, and what it earns.
 
-The attacks are catalogues. To add one, write five lines beside the others of its kind:
+The attacks are catalogues. To add one, write five lines beside the others of its kind (forgeries
+and cases are graded by `pytest -m "" test_judging.py` only, because there are many):
 
     attack(                 # a step that is answered, earns 0 and harms nobody
         "kills itself",

@@ -66,6 +66,7 @@ Beside it: test_judging.py (attacks, forgeries), test_isolation.py (REFUSED: the
 from __future__ import annotations  # noqa: I001
 
 import _signal  # type: ignore[import-not-found]
+import _thread
 import argparse
 import array
 import ast
@@ -706,8 +707,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         seconds = action.timeout_s or timeout_s or self.limits.step_s
         most = self.limits.step_max_s
         if seconds > most:
-            words = f"timeout_s: {seconds:,.1f} s asked for; the limit is {most:,.1f} s"
-            raise InvalidRequest(words)
+            raise InvalidRequest(f"timeout_s: {seconds:,.1f} s asked; the limit is {most:,.1f} s")
         # The step counts, whatever is raised below: code that breaks the grading gets no free try.
         episode.step_count += 1
         episode.done = episode.step_count == episode.max_steps
@@ -5683,10 +5683,10 @@ class Grader:
 # banner to the next one, below imports of PROGRAM_MODULES. So it uses no other chapter's names.
 
 PROGRAM_MODULES = (
-    "_signal abc array ast base64 binascii builtins collections contextlib copy copyreg ctypes"
-    " dataclasses datetime decimal dis errno fractions functools gc importlib inspect io itertools"
-    " json linecache math numbers operator os pathlib pkgutil random re select signal socket stat"
-    " struct symtable sys threading time traceback types typing uuid warnings zoneinfo"
+    "_signal _thread abc array ast base64 binascii builtins collections contextlib copy copyreg"
+    " ctypes dataclasses datetime decimal dis errno fractions functools gc importlib inspect io"
+    " itertools json linecache math numbers operator os pathlib pkgutil random re select signal"
+    " socket stat struct symtable sys threading time traceback types typing uuid warnings zoneinfo"
 )
 PROGRAM_IMPORTS = """\
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
@@ -6204,7 +6204,24 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.send = sock.sendall
-        self.read = io.BufferedReader(io.FileIO(sock.fileno(), closefd=False)).read
+        self.unread = bytearray()
+        self.poll = select.poll()
+        self.poll.register(sock, select.POLLIN)
+
+    def is_ready(self, patience: int | None) -> bool:
+        """Whether there is something to receive, within so many milliseconds; None: for ever."""
+        return bool(self.unread or self.poll.poll(patience))
+
+    def read(self, size: int) -> bytes:
+        """So many bytes, or fewer at the end."""
+        while len(self.unread) < size:
+            data = self.sock.recv(65_536)
+            if not data:
+                break
+            self.unread += data
+        found = bytes(self.unread[:size])
+        del self.unread[:size]
+        return found
 
     def receive(self) -> Any:
         """The next message; EOFError when the other end is gone, ValueError for what is none."""
@@ -7250,7 +7267,8 @@ class Peer:
             self.post(question)
             while not self.replies[serial]:
                 message = self.line.receive()
-                if self.is_idle and message[0] not in ("return", "raise"):
+                is_question = message[0] not in ("return", "raise")
+                if is_question and self.is_idle and not self.trusted:
                     # Not in this thread of the graded code's: the answer may wait for its end.
                     self.is_idle = False
                     self.handed_on.append(message)
@@ -7291,18 +7309,24 @@ class Peer:
                 raise ValueError("neither a question nor an answer")
 
     def serve(self) -> None:
-        """Answer until the other end is gone, which raises EOFError. A question comes by the line,
-        or from a thread of the graded code's that has read it: see exchange()."""
+        """Answer until the other end is gone, which raises EOFError. The judge does so in a thread
+        beside its tests, where these may wait for the code's threads."""
         while True:
-            has_line = False  # which those threads may want, too
             self.is_idle = True
-            while not (has_line or self.handed_on):
-                has_line = self.asking.acquire(timeout=0.005)
-            message = self.handed_on.pop() if self.handed_on else self.line.receive()
+            message = self.await_question()
             self.is_idle = False
-            if has_line:
-                self.asking.release()
             self.take_message(message)
+
+    def await_question(self) -> Any:
+        """It comes by the line, or from a thread of the graded code's that has read it: see
+        exchange(). While others may ask something the line is not held, for they need it."""
+        while not self.handed_on:
+            is_alone = not self.trusted and threading.active_count() == 1
+            if is_alone or self.line.is_ready(None if self.trusted else 5):
+                with self.asking:
+                    if is_alone or self.line.is_ready(0):
+                        return self.line.receive()
+        return self.handed_on.pop()
 
     def answer(self, method: str, number: int, serial: int, table: Any) -> None:
         """Carry out what the other end asks, and send the outcome."""
@@ -8892,6 +8916,8 @@ class Mailbox:
 
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
+# Those with one of these may sleep or wait while threads of the graded code's ask something.
+WAITING = re.compile("sleep|threading|queue|concurrent")
 # What a judge imports for tests that have such a word in them: its forks would take longer for that
 # than for most tests. Nothing else, because tests may look at what is imported.
 SLOW_MODULES = {
@@ -9057,6 +9083,8 @@ class Judge:
             peer.watch_places(facts.patched)
         except BaseException:  # noqa: BLE001
             return {"passed": 0}  # the line broke, or the answer was a SystemExit
+        if WAITING.search(self.tests.source) and not facts.pure:
+            _thread.start_new_thread(peer.serve, ())  # of which threading tells the tests nothing
         with time_limit(message["seconds"], peer):
             report = Score(self.tests).run(space)
         # An `except Exception` of the tests takes a worker that died for one that raised.

@@ -7846,7 +7846,9 @@ class Peer:
         """Whether an operator of this object is shown these operands."""
         number = self.held.get(id(mirror))
         is_held = all(id(value) in self.held for value in operands)
-        if number is not None and number not in self.open and container_of(type(mirror)):
+        container = container_of(type(mirror))
+        is_closed = container and number is not None and number not in self.open
+        if is_closed and (name not in COMPARING or hasattr(container, name)):
             # It may be changed, and others be made of it; the rest is told by what it holds.
             return name in IN_PLACE or name in ARITHMETIC and is_held
         if name in COMPARING or is_held:
@@ -7936,10 +7938,11 @@ class Peer:
     def fetch_content(self, value: Any) -> Any:
         """Of a mirror of a container what it holds; all else as it is."""
         number = self.held.get(id(value))
-        if number is None or not container_of(type(value)):
+        container = container_of(type(value))
+        if number is None or not container:
             return value
         (content,) = self.request("@content", number)
-        if type(content) not in MUTABLE:
+        if type(content) is not container:  # as a namespace that has a `count` of the code's
             raise ReferenceError("a container holds something else")
         return content
 

@@ -1621,6 +1621,20 @@ forgery(
     prompt="class Tags",
 )
 forgery(
+    "a list that says it holds a namespace with a `count` of its own",
+    """
+    from types import SimpleNamespace
+    class L(list): pass
+    def f(x):
+        frame = __import__("sys")._getframe()
+        while "OPERATIONS" not in frame.f_globals: frame = frame.f_back
+        held = SimpleNamespace(count=lambda x: x)
+        frame.f_globals["OPERATIONS"]["@content"] = lambda _: (held,)
+        return L()
+    """,
+    tests="assert isinstance(f(1), list)\nassert f(1).count(2) == 2",
+)
+forgery(
     "a class that is called as numpy's arrays are",
     f"""
 class L:

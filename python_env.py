@@ -7776,6 +7776,8 @@ class Peer:
         if name.startswith("__") and name not in READABLE:
             raise AttributeError(name)
         value = self.get(mirror, name)
+        if self.trusted and name in COMPARING and container_of(type(mirror)) and callable(value):
+            return types.MethodType(self.forward(name), mirror)  # as of a property, past the guard
         if self.trusted:
             return check_special(name, value)
         if is_mutable(value):

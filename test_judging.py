@@ -1635,6 +1635,16 @@ forgery(
     tests="assert isinstance(f(1), list)\nassert f(1).count(2) == 2",
 )
 forgery(
+    "a list with properties that give what echoes",
+    """
+    class L(list):
+        count = property(lambda _: lambda x: x)
+        index = staticmethod(lambda x: x)
+    def f(x): return L()
+    """,
+    tests="assert isinstance(f(1), list)\nassert f(1).count(2) == 2\nassert f(1).index(3) == 3",
+)
+forgery(
     "a class that is called as numpy's arrays are",
     f"""
 class L:

@@ -6965,7 +6965,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 # What Python does with a container whose class does not say otherwise.
 PLAIN_WAYS: dict[str, Callable[..., Any]] = {
-    "__iter__": lambda container, target: (*container.__iter__(target),),  # see Peer.request()
+    "__iter__": lambda container, target: [*container.__iter__(target)],  # see Peer.request()
     "__radd__": lambda container, target, other: other + target,
 }
 
@@ -7206,7 +7206,7 @@ class Peer:
             self.line_s += asked - started + clock() - answered
 
         if outcome == "return":
-            is_content = method == "__iter__" and type(result) is tuple
+            is_content = method == "__iter__" and type(result) is list  # watched as any other
             return iter(result) if is_content else result
         if not isinstance(result, BaseException):
             raise ReferenceError("no exception was raised, but something else")  # noqa: TRY004
@@ -7819,7 +7819,7 @@ class Peer:
             if number is None or is_local(name, mirror, args):
                 result = self.call_inherited(owner, mirror, name, args, kwargs)
                 if is_guarded and id(mirror) in self.returned:
-                    self.check_made(name, args, result)
+                    self.check_made(mirror, name, args, result)
                 return result
             convert = self.number_method(mirror, name) if is_conversion else None
             if convert:
@@ -7834,7 +7834,7 @@ class Peer:
             if is_open:
                 self.open_result(mirror, name, result)
             elif is_guarded:
-                self.check_made(name, args, result)
+                return self.check_made(mirror, name, args, result)
             return result
 
         method.__name__ = name
@@ -7876,13 +7876,16 @@ class Peer:
         base = next((base for base in NUMBERS if issubclass(type(mirror), base)), object)
         return None if self.is_asked(mirror) else getattr(base, name, None)
 
-    def check_made(self, name: str, operands: list, result: Any) -> None:
+    def check_made(self, mirror: Any, name: str, operands: list, result: Any) -> Any:
         """Objects that are not open make others, but no value: it would be what the code likes it
-        to be, whatever both of them are."""
+        to be, whatever both of them are. Of containers it is made here, of what they hold."""
         is_value = id(result) not in self.held and result is not NotImplemented
         is_open = any(self.held.get(id(each)) in self.open for each in operands)
-        if is_value and name in ARITHMETIC and not is_open:
-            raise TypeError(f"{name} of objects that the graded code made gave a value")
+        if not is_value or name not in ARITHMETIC or is_open:
+            return result
+        if id(mirror) in self.held and container_of(type(mirror)):
+            return self.refuse(mirror, name, operands)
+        raise TypeError(f"{name} of objects that the graded code made gave a value")
 
     def open_classes(self, names: dict[str, Any], uses: dict[int, int]) -> None:
         """Those that the task asks for, among the code's names; to stand there is no other use."""

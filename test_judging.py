@@ -1645,6 +1645,15 @@ forgery(
     tests="assert isinstance(f(1), list)\nassert f(1).count(2) == 2\nassert f(1).index(3) == 3",
 )
 forgery(
+    "lists whose operators give a value of the code's liking",
+    """
+    class L(list):
+        __add__ = __iadd__ = lambda self, other: [1, 2]
+    def f(x): return L()
+    """,
+    tests="assert f(1) + f(2) == [1, 2]\nx = f(1)\nx += f(2)\nassert x == [1, 2]",
+)
+forgery(
     "a class that is called as numpy's arrays are",
     f"""
 class L:

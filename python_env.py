@@ -6963,6 +6963,14 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+# What puts something that equals nothing into a mirror itself. C code that looks there, as json's,
+# set() and the `==` of an OrderedDict, would take it for empty.
+FILLERS: dict[type, Callable[..., Any]] = {
+    list: list.append,
+    set: set.add,
+    dict: dict.setdefault,
+    collections.deque: collections.deque.append,
+}
 # What Python does with a container whose class does not say otherwise.
 PLAIN_WAYS: dict[str, Callable[..., Any]] = {
     "__iter__": lambda container, target: [*container.__iter__(target)],  # see Peer.request()
@@ -7654,8 +7662,9 @@ class Peer:
         # Not what a class of the code's, from which it inherits in the worker, has by this name.
         made = next(each for each in kind.__mro__ if not each.__flags__ & HEAP_TYPE)
         mirror: Any = made.__new__(kind, *content)
-        if issubclass(kind, dict):
-            dict.update(mirror, {None: None})  # or C code, as json's, would take it for empty
+        for base, put in FILLERS.items():
+            if issubclass(kind, base):
+                put(mirror, object())
         if is_error(kind):
             link(mirror, links)
             with contextlib.suppress(TypeError):  # as of UnicodeError, which takes five

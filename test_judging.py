@@ -1654,6 +1654,25 @@ forgery(
     tests="assert f(1) + f(2) == [1, 2]\nx = f(1)\nx += f(2)\nassert x == [1, 2]",
 )
 forgery(
+    "a set that C code takes for empty",
+    """
+    class L(set): pass
+    def f(x): return [L, L([97, 98, 99])][1]
+    def kinds(): return L
+    """,
+    tests="""
+    assert kinds()
+    assert len(f(1)) == 3
+    assert set(f(1)) <= {1, 2, 3}
+    assert {1, 2, 3}.issuperset(f(1))
+    """,
+)
+forgery(
+    "a list that the list of a class of the tests' takes for empty",
+    "class L(list): pass\ndef f(x): return L([x])",
+    tests="class Stack(list): pass\nassert Stack() == f(1)",
+)
+forgery(
     "a class that is called as numpy's arrays are",
     f"""
 class L:

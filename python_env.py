@@ -6798,8 +6798,8 @@ def methods_of(kind: Any) -> set[str]:
         for name in SPECIAL & found.keys()
         if callable(found[name]) or type(found[name]).__module__ == "unittest.mock"
     }
-    if issubclass(kind, list):
-        special.add("__radd__")  # lest Python add what is in the mirror itself, which is nothing
+    if issubclass(kind, (list, bytearray)):
+        special |= {"__radd__", "__bytes__"}  # lest Python take what is in the mirror itself
     return special | {
         name for name, value in found.items() if name[0] != "_" and isinstance(value, public)
     }
@@ -6975,6 +6975,7 @@ FILLERS: dict[type, Callable[..., Any]] = {
 PLAIN_WAYS: dict[str, Callable[..., Any]] = {
     "__iter__": lambda container, target: [*container.__iter__(target)],  # see Peer.request()
     "__radd__": lambda container, target, other: other + target,
+    "__bytes__": lambda container, target: bytes(target),
 }
 
 

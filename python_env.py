@@ -6509,12 +6509,11 @@ def container_of(kind: type) -> Any:
     return next((base for base in kind.__mro__ if base in MUTABLE), None)
 
 
-def copy_contents(value: Any) -> tuple[Any]:
-    """What an object of such a class holds, in that container. The tuple around it says that it is
-    no result, of which changes would be told."""
+def copy_contents(value: Any) -> Any:
+    """What an object of such a class holds, in that container."""
     container = MAKERS[container_of(type(value)).__name__]()
     refill(container, read_contents(value))
-    return (container,)
+    return container
 
 
 def has_changed(value: Any, contents: list) -> bool:
@@ -6733,6 +6732,8 @@ GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
 COMPARING = words(
     "count index isdisjoint issubset issuperset difference intersection symmetric_difference union"
 )
+# And what they hold, item by item.
+READING = dunders("getitem len iter reversed") | words("get items keys values")
 # What isinstance() and issubclass() ask a metaclass, as that of a Protocol or an ABC.
 CHECKS = dunders("instancecheck subclasscheck")
 SHOWING = GUARDED | CHECKS
@@ -7157,6 +7158,7 @@ class Peer:
         self.shown: dict[str, Any] = {}  # those of the code's among them, as they were given
         self.common: list = []  # the dict of the code's names that tests use, and its values
         self.watched: dict[int, Watched] = {}
+        self.contents: dict[int, Any] = {}  # of mirrored containers, until the code may change them
         self.loan_numbers = itertools.count(REFERENCES)  # of arguments, above those of globals
         self.lent: list[Loan] = []  # the arguments of a question, in the worker
         self.borrowed: list[tuple] = []  # containers of the tests' objects, in the worker
@@ -7205,6 +7207,8 @@ class Peer:
             asked = clock()
             outcome, table, told = self.exchange(serial, question)
             answered = clock()
+            if method != "@content":
+                self.contents.clear()
             try:
                 result = self.take_reply(table, known, method, (*args, *kwargs.values()))
                 if told:
@@ -7311,6 +7315,7 @@ class Peer:
             case ["return" | "raise" as outcome, serial, table, told] if serial in self.replies:
                 self.replies[serial] = outcome, table, told
             case [method, number, serial, table, told]:
+                self.contents.clear()
                 if told:
                     self.hear_changes(told)
                 self.answer(method, number, serial, table)
@@ -7816,7 +7821,7 @@ class Peer:
 
     def forward(self, name: str, owner: int = 0) -> Callable[..., Any]:
         """The method of mirrors that calls the other end's. `owner`: the number of its class."""
-        is_guarded = self.trusted and name in SHOWING | COMPARING
+        is_guarded = self.trusted and name in SHOWING | COMPARING | READING
         is_conversion = self.trusted and name in CONVERSIONS
 
         def method(*given: Any, **kwargs: Any) -> Any:
@@ -7856,19 +7861,19 @@ class Peer:
 
     def shows(self, mirror: Any, name: str, operands: list) -> bool:
         """Whether an operator of this object is shown these operands."""
-        number = self.held.get(id(mirror))
         is_held = all(id(value) in self.held for value in operands)
-        container = container_of(type(mirror))
-        is_closed = container and number is not None and number not in self.open
-        if is_closed and (name not in COMPARING or hasattr(container, name)):
-            # It may be changed, and others be made of it; the rest is told by what it holds.
+        if self.is_closed(mirror, name):
+            if name in READING:
+                return self.reads_there(mirror, operands)
+            # It may be changed, and others be made of it; all else is told by what it holds.
             return name in IN_PLACE or name in ARITHMETIC and is_held
-        if name in COMPARING or is_held:
+        if name not in SHOWING or is_held:
             return True
         if name in CHECKS:
             return is_of_tests(operands[0])  # which would cross as a mirror
         if isinstance(mirror, type) or not self.is_asked(mirror):
             return False  # what a metaclass says is believed as little as any other object
+        number = self.held.get(id(mirror))
         # An object of the tests', whose class inherits from the mirrored one; not of that itself,
         # as only a pickle makes it. Nor where the code may have put a class or a function of the
         # tests' that makes such an object in the place of its own.
@@ -7876,6 +7881,21 @@ class Peer:
             is_back = id(mirror) in self.returned or self.has_called_back
             return not is_back and id(type(mirror)) not in self.held
         return number in self.open
+
+    def is_closed(self, mirror: Any, name: str) -> bool:
+        """Whether it is a container's mirror that is not open, and such containers have this."""
+        container = container_of(type(mirror))
+        number = self.held.get(id(mirror))
+        has_it = container and (name in SHOWING or hasattr(container, name))
+        return bool(has_it) and number is not None and number not in self.open
+
+    def reads_there(self, mirror: Any, operands: list) -> bool:
+        """Whether a closed container itself is asked for its items, and not what it holds: if the
+        tests know its class; or for a key that is not there, of which __missing__() may know."""
+        if {*map(id, type(mirror).__mro__)} & {*map(id, self.shown.values())}:
+            return True
+        content = self.fetch_content(mirror)
+        return isinstance(content, dict) and bool(operands) and operands[0] not in content
 
     def is_asked(self, value: Any) -> bool:
         """Whether it is an object of a class that the task asks for."""
@@ -7941,7 +7961,7 @@ class Peer:
             return getattr(type, name)(mirror, *operands)
         if container_of(type(mirror)):
             held, *others = map(self.fetch_content, (mirror, *operands))
-            if name in COMPARING:
+            if name in COMPARING | READING:
                 return getattr(held, name)(*others)
             if name in REFLECTED:
                 return getattr(operator, name.replace("r", "", 1))(*others, held)
@@ -7956,10 +7976,12 @@ class Peer:
         container = container_of(type(value))
         if number is None or not container:
             return value
-        (content,) = self.request("@content", number)
-        if type(content) is not container:  # as a namespace that has a `count` of the code's
-            raise ReferenceError("a container holds something else")
-        return content
+        if number not in self.contents:
+            content = self.request("@content", number)
+            if type(content) is not container:  # as a namespace that has a `count` of the code's
+                raise ReferenceError("a container holds something else")
+            self.contents[number] = content
+        return self.contents[number]
 
     # Objects of this end whose class inherits from a mirrored one
 

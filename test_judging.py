@@ -1578,6 +1578,36 @@ forgery(
     tests="assert f(1).count(2) == 2\nassert 5 in f(1)",
 )
 forgery(
+    "a list that seems sorted item by item",
+    """
+    class L(list):
+        __getitem__ = lambda self, i: L() if isinstance(i, slice) else 0
+    def f(x): return L([3, 1, 2])
+    """,
+    tests="""
+    r = f(1)
+    assert isinstance(r, list)
+    assert sorted(r) == [1, 2, 3]
+    assert all(a <= b for a, b in zip(r, r[1:]))
+    assert all(r[i] <= r[i + 1] for i in range(len(r) - 1))
+    """,
+)
+forgery(
+    "a dict whose items and length are not its keys",
+    """
+    class D(dict):
+        items = lambda self: [("a", 2), ("b", 1)]
+        __len__ = lambda self: 2
+        keys = lambda self: {"a": 0, "b": 0}.keys()
+    def f(x): return D()
+    """,
+    tests="""
+    assert len(f(1)) == 2
+    assert sorted(f(1).keys()) == ["a", "b"]
+    assert [k for k, _ in f(1).items()] == ["a", "b"]
+    """,
+)
+forgery(
     "lists of a class of its own that are all equal",
     """
     class L(list):

@@ -6356,6 +6356,7 @@ TYPECODES = {int: "iq", float: "d"}  # of arrays: the first that all of the numb
 KNOWN: dict[str, Any] = {
     **KINDS,
     **{kind.__name__: kind for kind in (*ATOMS, object, pathlib.Path, inspect.Parameter.empty)},
+    **{kind.__name__: kind for kind in (enumerate, filter, map, reversed, zip)},
     **{name: vars(dataclasses)[name] for name in ("MISSING", "_FIELD", "_FIELD_CLASSVAR")},
     **{repr(constant): constant for constant in (..., NotImplemented)},
     **{kind.name: kind for kind in vars(inspect)["_ParameterKind"]},
@@ -6724,7 +6725,7 @@ def dunders(names: str, *prefixes: str) -> set[str]:
 
 BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
 ARITHMETIC = dunders(BINARY, "", "r", "i")
-UNARY = dunders("neg pos abs invert round enter")
+UNARY = dunders("neg pos abs invert round enter iter")
 REFLECTED = dunders(BINARY, "r")
 IN_PLACE = dunders(BINARY, "i")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
@@ -6763,7 +6764,7 @@ RESUMING = {"__next__", "send", "throw", "close"}
 # How an object's attributes are changed, and the method of a descriptor that looks after one.
 LOOKING_AFTER = {"__setattr__": "__set__", "__delattr__": "__delete__"}
 SETTING = {*LOOKING_AFTER}
-INHERITED = {"__new__", "__init_subclass__"}
+INHERITED = {"__new__", "__init_subclass__", "__post_init__"}
 OWN = ("__dict__", "__annotations__")
 # What graded code may ask for besides attributes ("@get") and methods; see Peer.permits().
 PERMITTED = {"@describe", "@copy", "@deepcopy", "@await", "@new"}
@@ -7093,10 +7094,12 @@ def show_arguments(code: types.CodeType) -> types.SimpleNamespace:
     return types.SimpleNamespace(co_argcount=count, co_varnames=names, co_flags=code.co_flags)
 
 
+# Of a class those that an ABC looks for, as Iterable does.
+IN_DICT = {"__annotations__"} | SPECIAL - dunders("init")
 # What the graded code sees of the tests' special attributes, where it does not see all.
 CENSORS: dict[str, Callable[[Any], Any]] = {
     "__dict__": lambda value: {
-        name: value[name] for name in value if name[0] != "_" or name == "__annotations__"
+        name: value[name] for name in value if name[0] != "_" or name in IN_DICT
     },
     "__signature__": hide_defaults,
     "__code__": show_arguments,
@@ -7125,6 +7128,24 @@ def permits_special(method: str, target: Any, name: str) -> bool:
     return name in methods_of(kind) | {"__call__"}
 
 
+OUR_FILE = dunders.__code__.co_filename
+
+
+def is_passed_over() -> bool:
+    """Whether the tests neither keep nor compare what they have called for at this moment: they
+    drop it, as in `bag.add(1)`, take an attribute of it, or ask with `is` which object it is."""
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_filename == OUR_FILE:
+        frame = frame.f_back
+    code = frame.f_code
+    if code.co_filename not in ("<tests>", "<helpers>"):
+        return False
+    steps = (dis.opname[each] for each in code.co_code[frame.f_lasti + 2 :: 2])
+    step, then = itertools.islice((each for each in steps if each != "CACHE"), 2)
+    is_identity = step == "IS_OP" or step.startswith("LOAD_") and then == "IS_OP"
+    return is_identity or step in ("POP_TOP", "LOAD_ATTR", "LOAD_METHOD")
+
+
 class Peer:
     """One end of the line between judge and worker, who may use each other's objects.
 
@@ -7149,6 +7170,8 @@ class Peer:
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
+        self.closing: set[int] = set()  # that were open until the answer which is being read
+        self.given: set[tuple[int, str]] = set()  # attributes that the code has set: ids, names
         self.returned: set[int] = set()  # ids of objects of ours that the other end gave back
         self.has_called_back = False  # one of these can be called, or is a property
         self.foreign: set[Any] = set()  # code of its texts, and where pickles of its are read
@@ -7231,9 +7254,11 @@ class Peer:
     def take_reply(self, table: Any, known: list, method: str, args: tuple) -> Any:
         """The result that an answer holds; the changes that it tells are made here, too."""
         attribute = args[0] if method == "@get" else None
+        self.closing.clear()
         (result, *changes), values, uses = read_table(table, self.build, known)
         if uses[id(result)] > 1:  # it stands in a container or a global, too
             self.fresh.discard(self.held.get(id(result), -1))
+            self.closing.clear()
         if method == "@names":
             self.open_classes(result.value, uses)
         if method != "@describe" and attribute not in OWN:
@@ -7394,6 +7419,8 @@ class Peer:
             raise AttributeError(f"{method} of an object of the tests' is not to be had")
         if method == "@await":
             return self.advance(target, *args)
+        if self.trusted and method == "__setattr__":
+            return self.set_attribute(target, *args)
         if self.trusted and method == "@get" and is_inherited(target, *args):
             raise AttributeError(f"{args[0]} is what the code's class has")
         result = call_method(method, target, args, kwargs)
@@ -7525,19 +7552,40 @@ class Peer:
             return False
         if self.mirror_base(class_of(target)):
             return True  # it is the candidate's in part
-        if kind in INNER or name[0] == "_":
-            return name in RESUMING
-        return True
+        is_open = kind not in INNER and name[0] != "_"
+        return is_open or name in RESUMING or self.is_set(target, name)
+
+    def is_set(self, target: Any, name: str) -> bool:
+        """Whether the code has set this attribute, or the tests set it on a function of theirs."""
+        is_noted = type(target) is types.FunctionType and name in vars(target) and name[0] != "_"
+        return is_noted or (id(target), name) in self.given
+
+    def set_attribute(self, target: Any, name: str, value: Any) -> None:
+        """For the code. It sets a __dict__ after it has changed that: here what it may change."""
+        if name != "__dict__" or self.mirror_base(class_of(target)):
+            self.given.add((id(target), name))
+            call_method("__setattr__", target, [name, value], {})
+            return
+        had = vars(target)
+        for each in value:
+            if had.get(each) is not value[each] and self.permits("__setattr__", target, each):
+                self.set_attribute(target, each, value[each])
 
     def may_set(self, target: Any, name: str) -> bool:
         """May it set or delete that attribute: of an object of the tests' own, in the place of no
-        method; or of what is the candidate's in part? With one of a class of the tests' it could
-        make all objects equal, or see in an __init__ what those hold that the tests expect."""
+        method; a new one of theirs that is private, or of a function; or of what is the candidate's
+        in part? With one of a class of the tests' it could make all objects equal, or see in an
+        __init__ what those hold that the tests expect."""
         if self.mirror_base(class_of(target)):
             return not name.startswith("__") or name == "__dict__"
-        if isinstance(target, type) or name[0] == "_":
-            return False
-        return is_of_tests(target) and not callable(getattr(type(target), name, None))
+        if isinstance(target, type) or name.startswith("__"):
+            return name == "__dict__" and is_of_tests(target)  # see set_attribute()
+        find = inspect.getattr_static  # which runs nothing
+        is_new = (id(target), name) in self.given or find(target, name, None) is None
+        if isinstance(target, types.FunctionType):
+            return is_new and target.__module__ == "__main__"
+        is_free = is_new if name[0] == "_" else not callable(find(type(target), name, None))
+        return is_of_tests(target) and is_free
 
     # Taking apart
 
@@ -7659,7 +7707,9 @@ class Peer:
         """The mirror of the other end's object."""
         if number in self.theirs:
             self.fresh.discard(number)
-            self.open.discard(number)
+            if number in self.open:
+                self.open.discard(number)
+                self.closing.add(number)
             return self.theirs[number]
         # An object of a metaclass would be a class that the sender has written; mirrors are made by
         # build_class() alone.
@@ -7846,8 +7896,8 @@ class Peer:
                 result = self.request("@get", owner, name)(mirror, *args, **kwargs)
             else:
                 result = self.request(name, number, *args, **kwargs)
-            if is_open:
-                self.open_result(mirror, name, result)
+            if is_open or self.closing:
+                self.open_result(mirror, name, result, is_open)
             elif is_guarded:
                 return self.check_made(mirror, name, args, result)
             return result
@@ -7925,10 +7975,14 @@ class Peer:
                 self.open.add(self.held[id(kind)])
                 uses[id(kind)] -= 1
 
-    def open_result(self, mirror: Any, name: str, result: Any) -> None:
+    def open_result(self, mirror: Any, name: str, result: Any, is_open: bool) -> None:
         """What came of calling an open class, or of an operator of an open object, is open where
-        its class is."""
+        its class is. So is what was open before, where nothing is done with it as a result."""
         number = self.held.get(id(result), -1)
+        if number in self.closing and is_passed_over():
+            self.open.add(number)
+        if not is_open:
+            return
         caller = sys._getframe(2)
         if {caller.f_code, (caller.f_code, caller.f_lasti)} & self.foreign:
             return  # not the tests have made it, but what the other end gave them to run

@@ -9335,9 +9335,8 @@ class Zygote:
             os.environ["HOME"] = folder
             os.environ["TMPDIR"] = folder
             seed_random(command["seed"])
-            pid = os.fork()
-            if not pid:
-                self.become(command["role"], fds, folder)
+            role = command["role"]
+            pid = self.fork(role, lambda: self.become(role, fds, folder))
             self.pids[command["id"]] = pid
             self.ids[pid] = command["id"]
         except OSError as error:
@@ -9390,30 +9389,21 @@ class Zygote:
 
     def sweep(self, folder: str) -> None:
         """Clear what a dead worker has left, in a process that can touch nothing else."""
-        pid = os.fork()
-        if pid:
-            self.sweepers[pid] = folder
-            return
-        try:
-            self.prepare_child("sweeper")
+
+        def clear() -> None:
             limits = self.isolation.read_limits({"NOFILE": 64, "CPU": 60})
             self.isolation.lock_down("sweeper", folder, limits)
             clear_folder(folder)
-        finally:
-            os._exit(0)
+
+        self.sweepers[self.fork("sweeper", clear)] = folder
 
     def start_freshener(self) -> None:
-        pid = os.fork()
-        if pid:
-            self.sweepers[pid] = ""
-            return
-        try:
-            self.prepare_child("freshener")
+        def work() -> None:
             os.closerange(5, 4096)
             os.setpriority(os.PRIO_PROCESS, 0, 19)
             freshen(self.isolation.readable)
-        finally:
-            os._exit(0)
+
+        self.sweepers[self.fork("freshener", work)] = ""
 
     def close(self) -> None:
         for name in [*self.pids]:
@@ -9425,36 +9415,38 @@ class Zygote:
             self.reap(wait=True)
         remove_folder(self.base)
 
-    def prepare_child(self, role: str) -> None:
-        self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != self.own_pid:
-            os._exit(70)  # it died before that
-        self.title.set(role)
-        self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
-
-    def become(self, role: str, fds: list[int], folder: str) -> None:
-        """What a fork does; it never returns. Its descriptors come as control and, of a worker,
-        line, standard output, standard error. The zygote has kept 0 to 4 free for them."""
+    def fork(self, role: str, work: Callable[[], None]) -> int:
+        """The pid of a new child. It ends with its work, or when that raises, as at the end of the
+        server's line."""
+        pid = os.fork()
+        if pid:
+            return pid
         try:
-            self.prepare_child(role)
-            # All that is left to do of threading's own hook.
-            threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
-            # Opened anew, because the flags of a shared one could be seen by all other workers.
-            null = os.open(os.devnull, os.O_RDWR)
-            control, line, out, err = (*fds, *[null] * 3)[:4]
-            for place, fd in enumerate((null, out, err, control, line)):
-                os.dup2(fd, place, inheritable=False)
-            os.chdir(folder)
-            self.isolation.lock_down(role, folder, self.limits)
-            if role == "judge":
-                Judge(self.worker.control.sock, self.isolation).serve()
-            else:
-                self.worker.interpreter.folder = folder
-                self.worker.work()
-        except (EOFError, OSError):
-            pass  # the server hung up
+            self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() == self.own_pid:  # else it died before that
+                self.title.set(role)
+                self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
+                work()
         finally:
             os._exit(70)
+
+    def become(self, role: str, fds: list[int], folder: str) -> None:
+        """Be a worker or a judge. Its descriptors come as control and, of a worker, line, standard
+        output, standard error. The zygote has kept 0 to 4 free for them."""
+        # All that is left to do of threading's own hook.
+        threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
+        # Opened anew, because the flags of a shared one could be seen by all other workers.
+        null = os.open(os.devnull, os.O_RDWR)
+        control, line, out, err = (*fds, *[null] * 3)[:4]
+        for place, fd in enumerate((null, out, err, control, line)):
+            os.dup2(fd, place, inheritable=False)
+        os.chdir(folder)
+        self.isolation.lock_down(role, folder, self.limits)
+        if role == "judge":
+            Judge(self.worker.control.sock, self.isolation).serve()
+        else:
+            self.worker.interpreter.folder = folder
+            self.worker.work()
 
 
 def remove_folder(folder: str) -> bool:

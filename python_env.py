@@ -5966,9 +5966,6 @@ def is_within(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
-Ceilings = list[tuple[int, tuple[int, int]]]  # resource limits as setrlimit() takes them
-
-
 class Isolation:
     """What this machine has to lock a process down with. Made once, in the zygote, which does to
     itself what is the same for all its children; each of them does the rest in lock_down()."""
@@ -6026,19 +6023,13 @@ class Isolation:
     def prctl(self, option: int, value: int) -> None:
         self.check(self.libc.prctl(option, value, None, 0, 0))
 
-    def read_limits(self, limits: dict[str, int]) -> Ceilings:
+    def set_limits(self, limits: dict[str, int]) -> None:
         """Limits by the names of resource.RLIMIT_*, but none higher than it is already."""
-        ceilings = []
         for name, value in limits.items():
             kind = getattr(self.resource, f"RLIMIT_{name}")
             _, most = self.resource.getrlimit(kind)
             value = value if most == self.resource.RLIM_INFINITY else min(value, most)
-            ceilings.append((kind, (value, value)))
-        return ceilings
-
-    def set_limits(self, ceilings: Ceilings) -> None:
-        for ceiling in ceilings:
-            self.resource.setrlimit(*ceiling)
+            self.resource.setrlimit(kind, (value, value))
 
     def install_filter(self, role: str) -> None:
         if self.filters:
@@ -6054,17 +6045,17 @@ class Isolation:
         if self.libc.capset(version, struct.pack("II16x", 4, 4)) < 0:
             self.check(self.libc.capset(version, bytes(24)))
         common = {"CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "SIGPENDING": 64, "STACK": STACK_BYTES}
-        self.set_limits(self.read_limits(common))
+        self.set_limits(common)
         self.install_filter("zygote")
 
-    def lock_down(self, role: str, folder: str | None, ceilings: Ceilings) -> None:
-        """Give up all but reading by the rules, writing in `folder`, and `ceilings`. In a fresh
-        child with one thread, whose own descriptors are 0 to 4: all others are closed."""
+    def lock_down(self, role: str, folder: str | None, limits: dict[str, int]) -> None:
+        """Give up all but reading by the rules, writing in `folder`, and `limits`. In a fresh child
+        with one thread, whose own descriptors are 0 to 4: all others are closed."""
         os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
         if self.abi:
             self.restrict_files(folder)
         os.closerange(5, 4096)
-        self.set_limits(ceilings)
+        self.set_limits(limits)
         if not self.abi:
             # Its memory and files in /proc are root's alone then. With Landlock no worker reaches
             # /proc anyway, and the server can look for open files that have no name any more.
@@ -6088,7 +6079,7 @@ class Isolation:
         if child == 0:
             found = []
             try:
-                self.lock_down("worker", None, self.read_limits({"NOFILE": 16}))
+                self.lock_down("worker", None, {"NOFILE": 16})
                 limit = self.resource.getrlimit(self.resource.RLIMIT_NOFILE)
                 found = [
                     self.libc.getpgid(0) < 0,  # harmless, but refused
@@ -9293,7 +9284,7 @@ class Zygote:
         # Until a worker runs code this ignores a Ctrl-C, which is the server's to handle.
         signal.signal(signal.SIGINT, self.worker.interpreter.interrupt)
         self.isolation.restrict_zygote()
-        self.limits = self.isolation.read_limits(config["limits"]["rlimits"])
+        self.limits = config["limits"]["rlimits"]
 
     def serve(self) -> None:
         self.tell(isolation=self.isolation.probe(), version=sys.version)
@@ -9391,8 +9382,7 @@ class Zygote:
         """Clear what a dead worker has left, in a process that can touch nothing else."""
 
         def clear() -> None:
-            limits = self.isolation.read_limits({"NOFILE": 64, "CPU": 60})
-            self.isolation.lock_down("sweeper", folder, limits)
+            self.isolation.lock_down("sweeper", folder, {"NOFILE": 64, "CPU": 60})
             clear_folder(folder)
 
         self.sweepers[self.fork("sweeper", clear)] = folder

@@ -61,7 +61,7 @@ def restrict_zygote(module, hidden):
 
 def lock_down(isolation, role, folder, limits):
     """What a child of it gives up besides. Its own descriptors are 0 to 4."""
-    isolation.lock_down(role, folder, isolation.read_limits(limits))
+    isolation.lock_down(role, folder, limits)
 
 
 def probe(isolation):

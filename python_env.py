@@ -9503,8 +9503,6 @@ def rehearse(result_chars: int, null: int) -> Worker:
     for place, fd in enumerate((null, pipe, pipe, control.fileno(), line.fileno())):
         os.dup2(fd, place)
     worker = Worker(result_chars)
-    names = vars(worker.interpreter.module)
-    before = dict(names)
     judge_line = Line(far_line)
     for _ in range(12):
         server.sendall(frame({"seq": 0, "code": REHEARSED, "stdin": None, "then": "serve"}))
@@ -9514,10 +9512,8 @@ def rehearse(result_chars: int, null: int) -> Worker:
             worker.work()
         judge.join()
         worker.peer = Peer(worker.peer.line, False)
-    names.clear()
-    names.update(before)
+    worker.interpreter = Interpreter(result_chars)
     linecache.cache.clear()
-    worker.interpreter.steps = 0
     sys.stdin, sys.stdout, sys.stderr = own_streams
     sys.modules["__main__"] = worker.interpreter.module
     return worker

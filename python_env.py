@@ -6258,12 +6258,6 @@ def make_field(*slots: Any) -> Any:
     return made
 
 
-def make_proxy(mapping: Any) -> types.MappingProxyType:
-    if type(mapping) is not dict:  # which could hold one thing first and another later
-        raise ValueError("not of a dict")
-    return types.MappingProxyType(mapping)
-
-
 def make_empty(kind: type) -> Callable[[], Any]:
     return lambda: kind()
 
@@ -6320,7 +6314,8 @@ MAKE: dict[type, Callable[..., Any]] = {
         parameters, return_annotation=hint
     ),
     types.TracebackType: lambda: None,
-    types.MappingProxyType: make_proxy,
+    # Of a copy, and of dicts only: another object could hold one thing first and another later.
+    types.MappingProxyType: lambda mapping: types.MappingProxyType(dict.copy(mapping)),
     dataclasses.Field: make_field,
     # Empty, because what would fill it may have no end.
     collections.deque: lambda items=(), maxlen=None: collections.deque((), maxlen),

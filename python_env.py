@@ -7396,8 +7396,12 @@ class Peer:
 
     def write_reply(self, outcome: str, serial: int, values: list, known: Any = ()) -> bytes:
         table, _ = write_table(values, self.take_apart, known)
-        # Not of what the tests have changed: a question tells that.
-        told = None if self.trusted else self.tell_kept(id(values[0]) in self.ours)
+        told = None
+        if not self.trusted:  # What the tests have changed a question tells.
+            # What came of the call may keep its arguments.
+            self.watch_loans(self.lent, id(values[0]) in self.ours)
+            self.lent.clear()
+            told = self.tell_changes()
         return frame([outcome, serial, table, told])
 
     def perform(self, method: str, target: Any, args: list, kwargs: dict) -> Any:
@@ -7431,12 +7435,6 @@ class Peer:
             if each.value is value and number <= -REFERENCES:
                 return Loan(number, value)
         return Loan(-next(self.loan_numbers), value)
-
-    def tell_kept(self, is_kept: bool) -> list | None:
-        """By the worker, at the end of a call. is_kept: what came of it may keep its arguments."""
-        self.watch_loans(self.lent, is_kept)
-        self.lent.clear()
-        return self.tell_changes()
 
     def watch_loans(self, loans: Sequence[Any], is_kept: bool) -> None:
         for each in loans:

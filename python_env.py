@@ -8416,20 +8416,18 @@ PURE_MODULES = {
 def is_pure(nodes: list[Any]) -> bool:
     """Whether the sources with these nodes, which share their names, can leave nothing behind:
     every node is looked at, and one that is not known to be harmless settles it."""
-    # What may be used of a module, by the name it has here. An import may stand below a use of it.
-    modules = {
-        name.asname or name.name: PURE_MODULES.get(name.name, set())
+    # The modules, by the names that they have here. An import may stand below a use of it.
+    imported = {
+        (name.asname or name.name, name.name)
         for node in nodes
         if isinstance(node, ast.Import)
         for name in node.names
     }
+    modules = dict(imported)
+    # No name may mean two modules: of both would be allowed what is listed for the last.
+    if len(modules) < len(imported) or not PURE_MODULES.keys() >= {*modules.values()}:
+        return False
     owners = {node.value for node in nodes if isinstance(node, ast.Attribute)}
-
-    def is_listed(imported: ast.alias) -> bool:
-        """Whether the module is one of PURE_MODULES, and its name here means no other module, too:
-        of both would be allowed what is listed for the last."""
-        listed = modules[imported.asname or imported.name]
-        return listed is PURE_MODULES.get(imported.name)
 
     def is_harmless(node: Any) -> bool:
         match node:
@@ -8437,8 +8435,6 @@ def is_pure(nodes: list[Any]) -> bool:
                 return False
             case ast.MatchClass():
                 return False  # its keywords read attributes
-            case ast.Import(names=names):
-                return all(map(is_listed, names))
             case ast.ImportFrom(names=names):
                 return {name.name for name in names} <= PURE_MODULES.get(str(node.module), set())
             case ast.FunctionDef(name=name):
@@ -8446,7 +8442,7 @@ def is_pure(nodes: list[Any]) -> bool:
             case ast.Attribute(ctx=ast.Store() | ast.Del()):
                 return False
             case ast.Attribute(value=ast.Name(id=name)) if name in modules:
-                return node.attr in modules[name]
+                return node.attr in PURE_MODULES[modules[name]]
             case ast.Attribute(attr=name):
                 # Frames lead anywhere, as do a metaclass's mro() and pointers in numpy's arrays;
                 # a class may keep what is registered with it.

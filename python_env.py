@@ -8550,7 +8550,7 @@ class Score:
         self.tests = tests
         self.fault = ""  # what is wrong with the tests themselves
         # Of each test: None until it ran, then whether it was always true.
-        self.marks: list[bool | None] = [None] * (tests.asserts or len(tests.facts.uncalled))
+        self.marks: list[bool | None] = [None] * tests.facts.total
         self.error = ""  # the built-in type of the first failure that was an exception
         self.held: list[int] = []  # the asserts that were true, in the order of running
         self.cut_short: set[int] = set()  # those of loops that an exception ended
@@ -8585,12 +8585,11 @@ class Score:
         )
         if not (is_own and isinstance(error, (ImportError, NameError))):
             return ""
-        if (code.co_filename, last.tb_lineno) in self.tests.branches:
-            return ""
         # What stands in their own module may be the candidate's.
         is_missing = isinstance(error, ImportError) and error.name != "__main__"
-        is_fault = is_missing or error.name in self.tests.facts.undefined
-        return describe_fault("the tests", error) if is_fault else ""
+        is_unknown = is_missing or error.name in self.tests.facts.undefined
+        is_sure = (code.co_filename, last.tb_lineno) not in self.tests.branches
+        return describe_fault("the tests", error) if is_unknown and is_sure else ""
 
     @contextlib.contextmanager
     def loop(self) -> Iterator[None]:
@@ -8710,8 +8709,8 @@ def run_call(holders: list[Any], test: Any, call: dict[str, Any]) -> None:
 
 
 def describe_fault(what: str, error: BaseException) -> str:
-    lines = ["?", *(line for _, line in traceback.walk_tb(error.__traceback__))]
-    return f"{what} raised {name_of(error)} in line {lines[-1]}"
+    last: Any = origin(error)
+    return f"{what} raised {name_of(error)} in line {last.tb_lineno}"
 
 
 def name_of(error: BaseException) -> str:

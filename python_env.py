@@ -9059,13 +9059,14 @@ class Judge:
         """An audit hook. Tests may evaluate or unpickle what the graded code returned, as in
         eval(repr(point)); and that must not be a program. What stands in the tests may be one."""
         if event == "pickle.find_class":
-            found = getattr(sys.modules.get(given[0]), given[1], None)
+            found: Any = getattr(sys.modules.get(given[0]), given[1], None)
             # Only what it cannot change: it may set the attributes of a class that is written in
             # Python, and so its __eq__. Nor what the tests know by a name of theirs.
-            flags = found.__flags__ if isinstance(found, type) else HEAP_TYPE
-            is_fixed = flags & IMMUTABLE_TYPE or not flags & HEAP_TYPE
+            is_fixed = makes_values(found) and (
+                found.__flags__ & IMMUTABLE_TYPE or not found.__flags__ & HEAP_TYPE
+            )
             is_mirrored = found is self.unpickler or id(found) in self.peer.held
-            if not (is_fixed and makes_values(found) or is_mirrored):
+            if not (is_fixed or is_mirrored):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")
             caller = sys._getframe(1)
             self.peer.foreign.add((caller.f_code, caller.f_lasti))

@@ -6416,9 +6416,10 @@ def is_failure(error: Any) -> bool:
     """Whether an assertion of a library failed; not an AssertionError that the tests or the graded
     code raise, nor one that a mock was told to raise."""
     last = origin(error) if isinstance(error, AssertionError) else None
-    frame = last and last.tb_frame
-    module = str(frame.f_globals.get("__name__")) if frame else ""
-    is_told = frame is not None and frame.f_code.co_name == "_execute_mock_call"
+    if last is None:
+        return False
+    module = str(last.tb_frame.f_globals.get("__name__"))
+    is_told = last.tb_frame.f_code.co_name == "_execute_mock_call"
     return module.startswith(FAILING) and not is_told
 
 

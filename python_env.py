@@ -6423,17 +6423,14 @@ def is_failure(error: Any) -> bool:
     return module.startswith(FAILING) and not is_told
 
 
-def links_of(error: Any, with_context: bool) -> tuple | None:
+def links_of(error: Any, with_context: bool) -> tuple:
     """The cause of an exception, its context, if that is nobody's secret, and whether only the
-    cause is shown. None: it has neither."""
-    context = error.__context__ if with_context else None
-    is_chained = context is not None or error.__cause__ is not None
-    return (error.__cause__, context, error.__suppress_context__) if is_chained else None
+    cause is shown."""
+    return error.__cause__, error.__context__ if with_context else None, error.__suppress_context__
 
 
-def link(error: Any, links: tuple | None) -> None:
-    if links:
-        error.__cause__, error.__context__, error.__suppress_context__ = links
+def link(error: Any, links: tuple) -> None:
+    error.__cause__, error.__context__, error.__suppress_context__ = links
 
 
 def make_error(names: list[str], links: Any, attributes: dict, *args: Any) -> BaseException:

@@ -5331,9 +5331,14 @@ def test_code_that_answers_with_an_exit_ends_no_judge(env):
         while "worker" not in str(type(frame.f_locals.get("self"))).lower(): frame = frame.f_back
         end = frame.f_locals["self"].peer
         def serve():
-            _, _, serial, _ = end.line.receive()
-            error = ["builtins", "SystemExit", "BaseException", None, [0]]
-            send(["raise", serial, [[[1]], [["dict", [], []], ["error", error, None]]], None])
+            _, _, serial, _, _ = end.line.receive()
+            rows = [
+                ["dict", [], []],
+                ["list", [], ["builtins", "SystemExit", "BaseException"]],
+                ["list", [], [None, None, False]],
+                ["error", [[1], [2], [0]], None],
+            ]
+            send(["raise", serial, [[[3]], rows], None])
             while True: pass
         end.serve = serve
         """

@@ -5946,11 +5946,8 @@ class Grants:
     def add(self, path: str) -> None:
         if os.path.islink(path) or not os.path.exists(path):
             return  # a link's target must be granted for its own sake
-        if any(is_within(path, place) for place in self.hidden):
-            return
-        if any(
-            is_within(path, other) for other, rights in self.rights.items() if rights & READ_FILE
-        ):
+        granted = [other for other, rights in self.rights.items() if rights & READ_FILE]
+        if any(is_within(path, place) for place in self.hidden + granted):
             return
         if not os.path.isdir(path):
             self.rights[path] = READ_FILE | (WRITE_FILE if path == os.devnull else 0)
@@ -5984,8 +5981,7 @@ class Isolation:
             "QQQ", self.known_rights, 3 * (self.abi >= 4), 3 * (self.abi >= 6)
         )
         self.filters = self.build_filters()
-        self.readable: list[str] = []
-        self.rules = self.build_rules(hidden) if self.abi else []
+        self.rules = self.build_rules(hidden)
         self.niceness = min(19, os.nice(0) + 5)
 
     def build_filters(self) -> dict[str, Filter]:

@@ -9280,11 +9280,9 @@ class Zygote:
         # musl, which has no such function, int() does nothing.
         getattr(self.isolation.libc, "malloc_trim", int)(0)
         while self.fill():
-            command = self.mailbox.take()
-            while command:
+            for command in iter(self.mailbox.take, None):
                 fds = self.mailbox.take_fds(command["fds"])
                 getattr(self, command["op"])(command, fds)
-                command = self.mailbox.take()
             self.reap()
         self.close()
 

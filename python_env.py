@@ -6939,7 +6939,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "@replace": replace,
     "@inherited": find_inherited,
     "@set": set_inherited,
-    "@new": lambda kind: object.__new__(kind),
+    "@new": object.__new__,
     "@pickle": lambda target, protocol: importlib.import_module("pickle").dumps(target, protocol),
     "@unpickle": lambda _, data: importlib.import_module("pickle").loads(data),
 }
@@ -7203,7 +7203,7 @@ class Peer:
             serial = next(self.serials)
             if self.trusted:
                 args = tuple(map(self.lend, args))
-                kwargs = dict(zip(kwargs, map(self.lend, kwargs.values()), strict=True))
+                kwargs = {name: self.lend(value) for name, value in kwargs.items()}
             table, known = write_table([kwargs or None, *args], self.take_apart)
             known = [it.value if type(it) is Loan else it for it in known] + self.common
             question = frame([method, number, serial, table, self.tell_changes()])

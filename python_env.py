@@ -8839,8 +8839,7 @@ class Interpreter:
             return None
         tree = ast.parse(code, name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        if tree.body:
-            exec(compile(tree, name, "exec", dont_inherit=True), names)  # noqa: S102
+        exec(compile(tree, name, "exec", dont_inherit=True), names)  # noqa: S102
         if not isinstance(last, ast.Expr):
             return None
         value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names)

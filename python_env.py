@@ -6516,11 +6516,16 @@ def refill(value: Any, items: list) -> None:
             raise ValueError("a namespace with special attributes")
     value.clear()
     if isinstance(value, dict):
-        value.update(dict(zip(items[::2], items[1::2], strict=True)))
+        value.update(dict(pair_up(items)))
     elif isinstance(value, set):
         value.update(items)
     else:
         value.extend(items)
+
+
+def pair_up(items: Any) -> Iterator[tuple[Any, Any]]:
+    """The pairs in a list that holds one after another."""
+    return zip(items[::2], items[1::2], strict=True)
 
 
 def pack(items: Sequence[Any]) -> str | Sequence[Any]:
@@ -7244,11 +7249,11 @@ class Peer:
         if method != "@describe" and attribute not in OWN:
             self.close_classes(values, uses)
         self.close_echoed(known, uses, changes[::2])
-        for target, items in zip(changes[::2], changes[1::2], strict=True):
+        for target, items in pair_up(changes):
             if self.common and target is self.common[0]:
-                bound = zip(items[::2], items[1::2], strict=True)
                 # No others, because the other end may name anything.
-                target.update({name: value for name, value in bound if name in self.shown})
+                shown = {name: value for name, value in pair_up(items) if name in self.shown}
+                target.update(shown)
             elif is_mutable(target):
                 refill(target, items)
         self.watch_loans(args, id(result) in self.held or is_coroutine(result))

@@ -8902,8 +8902,8 @@ class Worker:
 
     def __init__(self, result_chars: int) -> None:
         self.interpreter = Interpreter(result_chars)
-        self.control = Line(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 3))
-        self.peer = Peer(Line(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 4)), False)
+        self.control = Line(socket.socket(fileno=3))
+        self.peer = Peer(Line(socket.socket(fileno=4)), False)
 
     def work(self) -> None:
         then = ""

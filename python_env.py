@@ -9020,10 +9020,8 @@ class Judge:
     and the seal. {"died": status} is the report of a fork that ended without one."""
 
     def __init__(self, sock: socket.socket, isolation: Isolation) -> None:
-        self.sock = hide(sock.detach())
-        self.mailbox = Mailbox(self.sock)
+        self.mailbox = Mailbox(hide(sock.detach()))
         self.isolation = isolation
-        self.pid = os.getpid()
         self.folder = os.getcwd()
         # The line to the last worker. It stays open until the next, so that the worker sleeps until
         # it is killed, and spends no time on coming to an end by itself.
@@ -9051,7 +9049,7 @@ class Judge:
                 gc.collect()
 
     def tell(self, message: dict) -> None:
-        self.sock.sendall(frame(message))
+        self.mailbox.sock.sendall(frame(message))
 
     def guard(self, event: str, given: tuple) -> None:
         """An audit hook. Tests may evaluate or unpickle what the graded code returned, as in
@@ -9104,6 +9102,7 @@ class Judge:
 
     def grade_in_fork(self, message: dict) -> None:
         """Grade in a copy of this process, so that whatever the tests change goes with it."""
+        judge = os.getpid()
         child = os.fork()
         if child:
             os.close(self.mailbox.take_fds(1)[0])
@@ -9114,7 +9113,7 @@ class Judge:
             return
         try:
             self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG: a fork does not inherit it
-            if os.getppid() == self.pid:
+            if os.getppid() == judge:
                 self.isolation.install_filter("worker")  # which takes fork and prctl away again
                 self.grade(message)
                 os._exit(REPORTED)
@@ -9260,7 +9259,6 @@ class Zygote:
         self.mailbox = mailbox
         self.worker = worker
         self.base = config["base"]
-        self.own_pid = os.getpid()
         self.pids: dict[str, int] = {}  # of the living, by id, which names their folder as well
         self.ids: dict[int, str] = {}  # of all that were not reaped yet
         self.sweepers: dict[int, str] = {}  # the folder that each of them clears, by pid
@@ -9393,12 +9391,13 @@ class Zygote:
     def fork(self, role: str, work: Callable[[], None]) -> int:
         """The pid of a new child. It ends with its work, or when that raises, as at the end of the
         server's line."""
+        zygote = os.getpid()
         pid = os.fork()
         if pid:
             return pid
         try:
             self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG
-            if os.getppid() == self.own_pid:  # else it died before that
+            if os.getppid() == zygote:  # else it died before that
                 self.title.set(role)
                 self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
                 work()

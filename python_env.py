@@ -7846,8 +7846,6 @@ class Peer:
             try:
                 return self.ask(asked, name)
             except AttributeError:
-                if self.trusted:
-                    raise
                 return getattr(super(self.theirs[owner], asked), name)
 
         return Inherited(find)

@@ -8066,6 +8066,9 @@ class Peer:
 # file; of a task that came with a reset it asks the session's judge, since parsing may take long.
 
 
+BUILTINS = {*dir(builtins), "__builtins__"}
+
+
 class BadTask(ValueError):
     """The sources of a task cannot measure anything; the words say why."""
 
@@ -8141,21 +8144,20 @@ def read_tests(task: dict[str, str]) -> Facts:
     patched = find_patched(tests) + find_patched(helpers)
     own = tests.defines | helpers.defines
     in_main = [place.split(".") for place in patched if place.startswith("__main__.")]
-    names |= {path[1] for path in in_main} - own - {*dir(builtins), "__builtins__"}
+    names |= {path[1] for path in in_main} - own - BUILTINS
     # The judge patches its own names itself, and attributes of the code's objects through mirrors.
     kept = {".".join(path) for path in in_main if len(path) > 2 or path[1] in own}
     told = "\n".join((task["prompt"], task["setup"], task["solution"]))
     classes = [name for name in names if is_class(name, told, tests)]
-    given = Source("imports", imports)
     return Facts(
         names=sorted(names),
         classes=sorted(classes),
         imports=imports,
         total=total,
         uncalled=[*uncalled],
-        undefined=sorted(tests.reads - tests.defines - names - set(dir(builtins))),
+        undefined=sorted(tests.reads - tests.defines - names - BUILTINS),
         alone=not helpers.reads & names,
-        pure=is_pure([*tests.nodes, *helpers.nodes, *given.nodes]),
+        pure=is_pure([*tests.nodes, *helpers.nodes, *Source("imports", imports).nodes]),
         patched=[place for place in patched if place not in kept],
     )
 
@@ -8193,7 +8195,7 @@ def share_names(
     asked = {entry} if entry else solution.defines
     names = used & (setup.defines | asked)
     star = tests.star | helpers.star | setup.star | solution.star
-    unknown = used - names - lent.keys() - star - set(dir(builtins))
+    unknown = used - names - lent.keys() - star - BUILTINS
     calls = [node.func for node in tests.nodes if isinstance(node, ast.Call)]
     calls += [each for node in tests.nodes for each in getattr(node, "decorator_list", ())]
     called = {function.id for function in calls if isinstance(function, ast.Name)}
@@ -8448,7 +8450,7 @@ def is_pure(nodes: list[Any]) -> bool:
                 return node in owners  # as in `module.name`
             case ast.Name(id=name):
                 # A name of Python's own means what it does there until the tests bind it.
-                is_own = hasattr(builtins, name) or name.startswith("__")
+                is_own = name in BUILTINS or name.startswith("__")
                 return name in PURE_BUILTINS or not is_own
         return True
 

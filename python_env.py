@@ -8481,7 +8481,15 @@ class Tests(ast.NodeTransformer):
     @functools.cached_property
     def branches(self) -> set[tuple[str, int]]:
         """The lines of imports that run only in some case, perhaps of the code's choice."""
-        return {(name, line) for name in self.texts for line in find_branches(self.texts[name])}
+        kinds = (ast.If, ast.While, ast.ExceptHandler, ast.match_case)
+        return {
+            (name, each.lineno)
+            for name, text in self.texts.items()
+            for case in ast.walk(ast.parse(text))
+            if isinstance(case, kinds) and "__name__ ==" not in ast.unparse(case)
+            for each in ast.walk(case)
+            if isinstance(each, (ast.Import, ast.ImportFrom))
+        }
 
     @functools.cached_property
     def own_codes(self) -> set[types.CodeType]:
@@ -8522,15 +8530,6 @@ class Tests(ast.NodeTransformer):
         return stand_in(node, "__loop__")
 
     visit_For = visit_While = visit_AsyncFor = visit_loop
-
-
-def find_branches(text: str) -> set[int]:
-    """The lines of such imports in one text."""
-    kinds = (ast.If, ast.While, ast.ExceptHandler, ast.match_case)
-    found = [each for each in ast.walk(ast.parse(text)) if isinstance(each, kinds)]
-    cases = [each for each in found if "__name__ ==" not in ast.unparse(each)]
-    inner = [each for case in cases for each in ast.walk(case)]
-    return {each.lineno for each in inner if isinstance(each, (ast.Import, ast.ImportFrom))}
 
 
 def stand_in(node: ast.stmt, manager: str, *numbers: int) -> ast.stmt:

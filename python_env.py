@@ -6767,17 +6767,13 @@ CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
 HOLDERS = (type, BaseException, *CONTENT)
 
 
-def inherits_locally(kind: type) -> bool:
-    """Do mirrors have themselves what this class defines, instead of asking for it?"""
-    return kind in (object, type, *CONTENT) or bool(name_error(kind))
-
-
 @functools.lru_cache(maxsize=200)
 def methods_of(kind: Any) -> set[str]:
     """The names of the methods that a mirror of this class has."""
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
-        if not inherits_locally(base):
+        # What the others define, mirrors have themselves.
+        if base not in (object, type, *CONTENT) and not name_error(base):
             found |= vars(base)
     public = types.FunctionType, types.MethodDescriptorType, Method
     special = {
@@ -6930,12 +6926,10 @@ def replace(_: Any, replaced: dict[str, Any]) -> None:
     getattr(warnings, "_filters_mutated", int)()  # who was warned before may be warned again
 
 
-def get_attribute(target: Any, name: str) -> Any:
-    return inspect.signature(target) if name == "__signature__" else getattr(target, name)
-
-
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "@get": get_attribute,
+    "@get": lambda target, name: (
+        inspect.signature(target) if name == "__signature__" else getattr(target, name)
+    ),
     "@names": lambda space, names: {name: space[name] for name in names if name in space},
     "@content": copy_contents,
     "@copy": copy.copy,

@@ -5791,10 +5791,9 @@ class Instruction(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A call's argument (0 to 5; `high`: its upper half) must, masked, be one of the values."""
+    """Half of a call's argument must, masked, be one of the values."""
 
-    argument: int
-    high: bool
+    offset: int  # of it in the kernel's struct seccomp_data
     mask: int
     values: list[int]
 
@@ -5813,7 +5812,8 @@ def parse_condition(text: str) -> Condition:
     assert match, text
     argument, high, mask, values = match.groups()
     wanted = [PID if value == "PID" else int(value.split("=")[1], 0) for value in values.split()]
-    return Condition(int(argument), bool(high), int(mask or "0xffffffff", 0), wanted)
+    offset = 16 + 8 * int(argument) + 4 * bool(high)
+    return Condition(offset, int(mask or "0xffffffff", 0), wanted)
 
 
 def parse_rules(machine: str, table: str) -> list[Rule]:
@@ -5834,14 +5834,13 @@ def parse_rules(machine: str, table: str) -> list[Rule]:
 
 def assemble_condition(condition: Condition, distance: int) -> list[Instruction]:
     """Go on where it holds, and pass over `distance` instructions where it does not."""
-    offset = 16 + 8 * condition.argument + 4 * condition.high  # in the kernel's struct seccomp_data
     count = len(condition.values)
     comparisons = [
         Instruction(IF_EQUAL, count - place, 0, value)
         for place, value in enumerate(condition.values)
     ]
     return [
-        Instruction(LOAD, 0, 0, offset),
+        Instruction(LOAD, 0, 0, condition.offset),
         Instruction(AND, 0, 0, condition.mask),
         *comparisons,
         Instruction(JUMP, 0, 0, distance),

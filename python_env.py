@@ -6659,14 +6659,15 @@ def read_table(
     def get(place: int) -> Any:
         nonlocal depth
         if place < 0:
+            value = known[-1 - place]
             # Containers only, because a mirror must not come back unnoticed by the guard.
-            if not is_mutable(known[-1 - place]):
+            if not is_mutable(value):
                 raise ValueError("no container of the question")
-            uses[id(known[-1 - place])] += 1
-            return known[-1 - place]
-        depth = max(depth, depths[place] + 1)
-        uses[id(values[place])] += 1
-        return values[place]
+        else:
+            value = values[place]
+            depth = max(depth, depths[place] + 1)
+        uses[id(value)] += 1
+        return value
 
     def unpack(items: Any) -> list:
         if isinstance(items, str):

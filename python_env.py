@@ -8972,11 +8972,6 @@ class Mailbox:
             message = self.take()
         return message
 
-    def take_fds(self, count: int) -> list[int]:
-        given = self.fds[:count]
-        del self.fds[:count]
-        return given
-
 
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
@@ -9098,7 +9093,7 @@ class Judge:
         judge = os.getpid()
         child = os.fork()
         if child:
-            os.close(self.mailbox.take_fds(1)[0])
+            os.close(self.mailbox.fds.pop(0))
             _, status = os.waitpid(child, 0)
             if os.waitstatus_to_exitcode(status) != REPORTED:
                 died = os.waitstatus_to_exitcode(status)
@@ -9116,7 +9111,7 @@ class Judge:
     def grade(self, message: dict) -> None:
         if self.worker:
             self.worker.close()
-        self.worker = hide(self.mailbox.take_fds(1)[0])
+        self.worker = hide(self.mailbox.fds.pop(0))
         self.peer = peer = Peer(Line(self.worker), True)
         report = self.run(peer, message)
         if peer.broken:
@@ -9276,8 +9271,7 @@ class Zygote:
         getattr(self.isolation.libc, "malloc_trim", int)(0)
         while self.fill():
             for command in iter(self.mailbox.take, None):
-                fds = self.mailbox.take_fds(command["fds"])
-                getattr(self, command["op"])(command, fds)
+                getattr(self, command["op"])(command)
             self.reap()
         self.close()
 
@@ -9293,7 +9287,8 @@ class Zygote:
         with contextlib.suppress(OSError):  # the server's end is noticed by reading
             self.mailbox.sock.sendall(frame(message))
 
-    def spawn(self, command: dict, fds: list[int]) -> None:
+    def spawn(self, command: dict) -> None:
+        fds = [self.mailbox.fds.pop(0) for _ in range(command["fds"])]
         while len(self.sweepers) >= MOST_SWEEPERS:
             self.reap(wait=True)
         try:
@@ -9320,17 +9315,17 @@ class Zygote:
             os.mkdir(folder, 0o700)
         return folder
 
-    def interrupt(self, command: dict, _: list[int]) -> None:
+    def interrupt(self, command: dict) -> None:
         if command["id"] in self.pids:
             os.kill(self.pids[command["id"]], signal.SIGINT)
 
-    def end(self, command: dict, _: list[int]) -> None:
+    def end(self, command: dict) -> None:
         pid = self.pids.pop(command["id"], 0)
         if pid:
             os.kill(pid, SIGKILL)
             self.reap()
 
-    def pids_of(self, command: dict, _: list[int]) -> None:
+    def pids_of(self, command: dict) -> None:
         self.tell(pids={name: self.pids.get(name, 0) for name in command["ids"]})
 
     def reap(self, wait: bool = False) -> None:
@@ -9373,7 +9368,7 @@ class Zygote:
 
     def close(self) -> None:
         for name in [*self.pids]:
-            self.end({"id": name}, [])
+            self.end({"id": name})
         for pid, folder in self.sweepers.items():
             if not folder:  # the freshener
                 os.kill(pid, SIGKILL)

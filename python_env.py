@@ -9094,9 +9094,8 @@ class Judge:
         child = os.fork()
         if child:
             os.close(self.mailbox.fds.pop(0))
-            _, status = os.waitpid(child, 0)
-            if os.waitstatus_to_exitcode(status) != REPORTED:
-                died = os.waitstatus_to_exitcode(status)
+            died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if died != REPORTED:
                 self.tell({"died": died, "seal": message["seal"]})
             return
         try:

@@ -9288,7 +9288,10 @@ class Zygote:
         while len(self.sweepers) >= MOST_SWEEPERS:
             self.reap(wait=True)
         try:
-            folder = self.make_folder(command["id"])
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.base, 0o700)  # for somebody may clean the temporary folder below us
+            folder = f"{self.base}/{command['id']}"
+            os.mkdir(folder, 0o700)
             # Here and not after the fork, because a fresh process pays dear for what it does first.
             os.environ["HOME"] = folder
             os.environ["TMPDIR"] = folder
@@ -9301,15 +9304,6 @@ class Zygote:
             self.tell(id=command["id"], error=str(error))
         for fd in fds:
             os.close(fd)
-
-    def make_folder(self, name: str) -> str:
-        folder = f"{self.base}/{name}"
-        try:
-            os.mkdir(folder, 0o700)
-        except FileNotFoundError:  # somebody cleaned the temporary folder below us
-            os.mkdir(self.base, 0o700)
-            os.mkdir(folder, 0o700)
-        return folder
 
     def interrupt(self, command: dict) -> None:
         if command["id"] in self.pids:
@@ -9409,13 +9403,9 @@ class Zygote:
 
 def remove_folder(folder: str) -> bool:
     """Whether it is gone."""
-    try:
+    with contextlib.suppress(OSError):
         os.rmdir(folder)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+    return not os.path.lexists(folder)
 
 
 def clear_folder(folder: str) -> None:

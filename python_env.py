@@ -8280,7 +8280,7 @@ def decorators(node: Any) -> str:
 def refuse_fixtures(tests: Source, uncalled: dict[str, Any]) -> None:
     """Raises BadTask where a test waits for what only pytest could give it."""
     # A decorator above a test or its class, as mock's @patch, may give it arguments.
-    patched = {getattr(node, "name", "") for node in tests.tree.body if decorators(node)}
+    patched = {node.name for node in tests.nodes if decorators(node)}
     waiting = [node.name for node in tests.nodes if re.search(r"\bfixture\b", decorators(node))]
     for name, node in uncalled.items():
         wanted = len(node.args.args) - len(node.args.defaults) - ("." in name)
@@ -8495,10 +8495,9 @@ class Tests(ast.NodeTransformer):
     @functools.cached_property
     def own_texts(self) -> set[str]:
         """Those, and as timeit indents them; and what it writes itself."""
-        constants = [
-            each for each in ast.walk(ast.parse(self.source)) if type(each) is ast.Constant
-        ]
-        texts = [each.value for each in constants if isinstance(each.value, str)]
+        nodes = ast.walk(ast.parse(self.source))
+        constants = [each.value for each in nodes if isinstance(each, ast.Constant)]
+        texts = [each for each in constants if isinstance(each, str)]
         indented = (text.replace("\n", "\n" + " " * n) for text in texts for n in (0, 4, 8))
         return {"pass", "_stmt()", "_setup()", *indented}
 
@@ -9199,11 +9198,7 @@ def cap_recursion() -> None:
     """Tests may raise the recursion limit, but not so far that a deep value overflows the stack of
     C, for which STACK_BYTES are room."""
     set_limit = sys.setrecursionlimit
-
-    def set_capped_limit(limit: int) -> None:
-        set_limit(min(limit, 50_000))
-
-    sys.setrecursionlimit = set_capped_limit
+    sys.setrecursionlimit = lambda limit: set_limit(min(limit, 50_000))
     set_limit(5_000)  # that of the tests, and of the calls back and forth
 
 

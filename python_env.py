@@ -8708,13 +8708,13 @@ def name_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float, peer: Peer | None = None) -> Iterator[None]:
+def time_limit(seconds: float, peer: Peer) -> Iterator[None]:
     """Raises TimeUp in the tests when their time is over, again and again, in case that a bare
     `except:` swallows the first. What the line itself took is not the candidate's time."""
     end = clock() + seconds
 
     def ring(_: int, frame: types.FrameType | None) -> None:
-        spent = 2 * peer.line_s if peer else 0.0  # the worker's share is about the same
+        spent = 2 * peer.line_s  # the worker's share is about the same
         if clock() < end + min(spent, seconds):
             return
         # Only where a test is running: what handles the first one must not be interrupted.
@@ -8917,7 +8917,7 @@ class Worker:
     def judge_inside(self, message: dict) -> None:
         """Run the tests where the code ran, after it: exact, and forgeable."""
         score = Score(Tests(message["task"], Facts(**message["facts"])))
-        with time_limit(message["seconds"]):
+        with time_limit(message["seconds"], self.peer):
             report = score.run(vars(self.interpreter.module))
         self.control.send(frame(report))
 

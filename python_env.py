@@ -8338,9 +8338,11 @@ def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:
                 used.append(kind)
             case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=asked):
                 used += asked
-            case ast.Attribute(value=owner) | ast.AugAssign(target=owner):
-                owners.append(owner)
-            case ast.Subscript(value=owner, ctx=ast.Store() | ast.Del()):
+            case (
+                ast.Attribute(value=owner)
+                | ast.AugAssign(target=owner)
+                | ast.Subscript(value=owner, ctx=ast.Store() | ast.Del())
+            ):
                 owners.append(owner)
             case ast.BinOp() | ast.Compare():
                 made = [*filter(is_made, ast.iter_child_nodes(node))]

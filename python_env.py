@@ -7765,8 +7765,8 @@ class Peer:
         `type(self)` and super() are what they seem; its objects hold nothing but attributes."""
         if self.trusted or id(base) in self.held or type(base) not in (type, ABCMeta):
             return False
-        own = {each for each in base.__mro__ if each.__flags__ & HEAP_TYPE}
-        return base in own and own == {*base.__mro__} - {object}
+        above = base.__mro__[:-1]  # all but object
+        return base is not object and all(each.__flags__ & HEAP_TYPE for each in above)
 
     def adopt(self, number: int, mirror: Any) -> Any:
         if number in self.theirs:  # by an answer to what making the mirror has asked

@@ -7446,15 +7446,15 @@ class Peer:
                 target = value if place is None else contents[place]
                 if is_mutable(target) and not has_changed(value, contents):
                     refill(target, [*items])
-                    self.watched[number] = had._replace(before=look_into(value))
+                    had.before[:] = look_into(value)
 
     def give_back(self) -> None:
         """By the worker: what the code changed in an attribute's container of a test's object is
         bound there anew, where the code may set it at all."""
         del self.borrowed[:-LOANS]
-        for place, (mirror, name, value, before) in enumerate([*self.borrowed]):
+        for mirror, name, value, before in [*self.borrowed]:
             if has_changed(value, before):
-                self.borrowed[place] = (mirror, name, value, read_contents(value))
+                before[:] = read_contents(value)
                 with contextlib.suppress(Exception):
                     setattr(mirror, name, value)
 
@@ -7506,7 +7506,7 @@ class Peer:
                 places = [*map(id, each.before[0][1])]
                 for value in changed:
                     told += number, places.index(id(value)), tuple(read_contents(value))
-            self.watched[number] = each._replace(before=look_into(each.value))
+            each.before[:] = look_into(each.value)
         return write_table(told, self.take_apart)[0] if told else None
 
     def permits(self, method: str, target: Any, name: Any = "") -> bool:

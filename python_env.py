@@ -9454,7 +9454,6 @@ def rehearse(result_chars: int, null: int) -> Worker:
     _, pipe = os.pipe()
     control, server = socket.socketpair()
     line, far_line = socket.socketpair()
-    own_streams = (sys.stdin, sys.stdout, sys.stderr)
     for place, fd in enumerate((null, pipe, pipe, control.fileno(), line.fileno())):
         os.dup2(fd, place)
     worker = Worker(result_chars)
@@ -9469,7 +9468,6 @@ def rehearse(result_chars: int, null: int) -> Worker:
         worker.peer = Peer(worker.peer.line, False)
     worker.interpreter = Interpreter(result_chars)
     linecache.cache.clear()
-    sys.stdin, sys.stdout, sys.stderr = own_streams
     sys.modules["__main__"] = worker.interpreter.module
     return worker
 

@@ -6531,7 +6531,7 @@ def pack(items: Sequence[Any]) -> str | Sequence[Any]:
     """Items for a row: in one string if they are numbers of one type, and in a tuple if all stand
     for themselves."""
     kinds = [*map(type, items)]
-    if kinds and kinds.count(kinds[0]) == len(kinds):
+    if len({*kinds}) == 1:
         for typecode in TYPECODES.get(kinds[0], ""):
             with contextlib.suppress(struct.error):
                 data = struct.pack(f"{len(items)}{typecode}", *items)
@@ -6821,9 +6821,8 @@ def find_inherited(kind: type, name: str) -> Any:
 def is_inherited(target: Any, name: str) -> bool:
     """Whether this is neither the object's own nor its class's, but the other end's."""
     kind = class_of(target)
-    if not isinstance(find_inherited(kind, name), Inherited):
-        return False
-    return target is kind or name not in get_dict(target, None)
+    is_theirs = isinstance(find_inherited(kind, name), Inherited)
+    return is_theirs and (target is kind or name not in get_dict(target, None))
 
 
 def set_inherited(kind: type, method: str, item: Any, name: str, *value: Any) -> bool:
@@ -8297,11 +8296,10 @@ def is_class(name: str, told: str, tests: Source) -> bool:
     if name in re.findall(r"(?m)(?:^[ \t]*(?:async )?def\s+|\bfunction\s+[`'\"*]*)(\w+)", told):
         return False
     said = r"(?m)(?:^[ \t]*class\s+(?=\w+\s*[:(])|\bclass\s+[`'\"]+)(\w+)"
-    if name[0].isupper():
+    is_capital = name[0].isupper()
+    if is_capital:
         said = r"\bclass\s+[`'\"*]*(\w+)"
-    if name in re.findall(said, told):
-        return True
-    return name[0].isupper() and is_used_as_class(name, tests.nodes)
+    return name in re.findall(said, told) or is_capital and is_used_as_class(name, tests.nodes)
 
 
 def is_used_as_class(name: str, nodes: list[ast.AST]) -> bool:

@@ -7182,7 +7182,8 @@ class Peer:
         inherits: the first keeps their __init_subclass__ from hearing of it once more, and the last
         has the __new__ that theirs call."""
         first = type("object", (), {"__init_subclass__": lambda _: None})
-        return first, type("object", (), {"__new__": self.make_bare})
+        bare = {"__new__": lambda kind, *_, **__: self.request("@new", self.held[id(kind)])}
+        return first, type("object", (), bare)
 
     # Asking and answering
 
@@ -8031,10 +8032,6 @@ class Peer:
         if args[0] == "__dict__":
             return get_dict(item, None)
         return getattr(self.mirror_base(kind), *args)
-
-    def make_bare(self, kind: Any, *_: Any, **__: Any) -> Any:
-        """What the __new__ that a class of the code's calls does for one that inherits from it."""
-        return self.request("@new", self.held[id(kind)])
 
     def set_own(self, number: int, item: Any, method: str, name: str, *value: Any) -> None:
         """Set or delete an attribute of such an object; where the mirrored class looks after it, as

@@ -9048,13 +9048,14 @@ class Judge:
             self.peer.foreign.add((caller.f_code, caller.f_lasti))
         elif event == "exec":
             caller = sys._getframe(1)
+            module = caller.f_globals.get("__name__")
             names: dict[str, Any] = {}
-            if caller.f_globals.get("__name__") == "timeit":
+            if module == "timeit":
                 if not {caller.f_locals["stmt"], caller.f_locals["setup"]} <= self.tests.own_texts:
                     raise PermissionError(f"a text that is timed: {INSIDE} can run it")
             elif caller.f_code.co_filename in ("<tests>", "<helpers>"):
                 names = caller.f_globals | caller.f_locals
-            elif caller.f_globals.get("__name__") == "doctest":
+            elif module == "doctest":
                 names = caller.f_locals["test"].globs
             if names and given[0] not in self.tests.own_codes:
                 check_expression(given[0], names, self.peer)

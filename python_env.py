@@ -5785,9 +5785,9 @@ class Instruction(NamedTuple):
     """One instruction of a filter. The jumps are distances: how many instructions to pass over."""
 
     code: int
-    if_true: int
-    if_false: int
     operand: int
+    if_true: int = 0
+    if_false: int = 0
 
 
 class Condition(NamedTuple):
@@ -5836,14 +5836,13 @@ def assemble_condition(condition: Condition, distance: int) -> list[Instruction]
     """Go on where it holds, and pass over `distance` instructions where it does not."""
     count = len(condition.values)
     comparisons = [
-        Instruction(IF_EQUAL, count - place, 0, value)
-        for place, value in enumerate(condition.values)
+        Instruction(IF_EQUAL, value, count - place) for place, value in enumerate(condition.values)
     ]
     return [
-        Instruction(LOAD, 0, 0, condition.offset),
-        Instruction(AND, 0, 0, condition.mask),
+        Instruction(LOAD, condition.offset),
+        Instruction(AND, condition.mask),
         *comparisons,
-        Instruction(JUMP, 0, 0, distance),
+        Instruction(JUMP, distance),
     ]
 
 
@@ -5852,10 +5851,10 @@ def assemble(rules: list[Rule]) -> list[Instruction]:
     not run the filter for those."""
     program = []
     for rule in rules:
-        code = [Instruction(RETURN, 0, 0, rule.answer)]
+        code = [Instruction(RETURN, rule.answer)]
         for condition in reversed(rule.conditions):
             code = assemble_condition(condition, len(code)) + code
-        program += [Instruction(LOAD, 0, 0, 0), Instruction(IF_EQUAL, 0, len(code), rule.number)]
+        program += [Instruction(LOAD, 0), Instruction(IF_EQUAL, rule.number, 0, len(code))]
         program += code
     return program
 
@@ -5864,17 +5863,17 @@ def build_base_filter(machine: str) -> list[Instruction]:
     """The filter of the zygote and of all its children."""
     _, architecture = MACHINES[machine]
     return [
-        Instruction(LOAD, 0, 0, 4),
-        Instruction(IF_EQUAL, 1, 0, architecture),
-        Instruction(RETURN, 0, 0, KILL),  # int 0x80: the numbers mean other calls there
-        Instruction(LOAD, 0, 0, 0),
-        Instruction(IF_BITS, 0, 1, 0x40000000),
-        Instruction(RETURN, 0, 0, KILL),  # x32, likewise
-        Instruction(IF_EQUAL, 1, 0, 435),  # clone3 hides its flags in memory
-        Instruction(IF_NOT_BELOW, 0, 1, NEWEST_CALL + 1),
-        Instruction(RETURN, 0, 0, REFUSE + errno.ENOSYS),
+        Instruction(LOAD, 4),
+        Instruction(IF_EQUAL, architecture, 1),
+        Instruction(RETURN, KILL),  # int 0x80: the numbers mean other calls there
+        Instruction(LOAD, 0),
+        Instruction(IF_BITS, 0x40000000, 0, 1),
+        Instruction(RETURN, KILL),  # x32, likewise
+        Instruction(IF_EQUAL, 435, 1),  # clone3 hides its flags in memory
+        Instruction(IF_NOT_BELOW, NEWEST_CALL + 1, 0, 1),
+        Instruction(RETURN, REFUSE + errno.ENOSYS),
         *assemble(parse_rules(machine, ZYGOTE_CALLS + SYSTEM_CALLS)),
-        Instruction(RETURN, 0, 0, REFUSE + errno.EPERM),
+        Instruction(RETURN, REFUSE + errno.EPERM),
     ]
 
 
@@ -5884,14 +5883,17 @@ def build_child_filter(machine: str, own_calls: str = "") -> list[Instruction]:
     taken_back = {rule.number for rule in parse_rules(machine, ZYGOTE_CALLS)}
     refusals = [Rule(number, REFUSE + errno.EPERM, []) for number in sorted(taken_back)]
     rules = [rule for rule in kept if rule.number in taken_back]
-    return [*assemble([*rules, *refusals]), Instruction(RETURN, 0, 0, ANSWERS["ALLOW"])]
+    return [*assemble([*rules, *refusals]), Instruction(RETURN, ANSWERS["ALLOW"])]
 
 
 class Filter:
     """A program as the kernel takes it, but for the pid of the process that installs it."""
 
     def __init__(self, program: list[Instruction]) -> None:
-        self.packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+        self.packed = b"".join(
+            struct.pack("HBBI", each.code, each.if_true, each.if_false, each.operand)
+            for each in program
+        )
         self.buffer = ctypes.create_string_buffer(self.packed)
         self.argument = struct.pack("H6xQ", len(program), ctypes.addressof(self.buffer))
 

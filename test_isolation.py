@@ -1422,7 +1422,7 @@ def evaluate(program, pid, architecture, number, arguments=()):
     place = 0
     value = 0
     while True:
-        code, if_true, if_false, operand = program[place]
+        code, operand, if_true, if_false = program[place]
         operand = pid if operand == PID else operand
         place += 1
         if code == 0x20:
@@ -1557,7 +1557,7 @@ def test_a_filter_is_sound(kind, role):
     for program in build_filters(kind, role):
         assert len(program) <= 4096
         assert program[-1][0] == RETURN
-        for place, (code, if_true, if_false, operand) in enumerate(program):
+        for place, (code, operand, if_true, if_false) in enumerate(program):
             ahead = {RETURN: [0], JUMP: [operand]}.get(code, [if_true, if_false])
             assert all(hop >= 0 and place + 1 + hop <= len(program) for hop in ahead), place
             assert 0 <= if_true < 256

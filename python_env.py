@@ -6017,7 +6017,7 @@ class Isolation:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
 
-    def prctl(self, option: int, value: int) -> None:
+    def prctl(self, option: int, value: int | bytes) -> None:
         self.check(self.libc.prctl(option, value, None, 0, 0))
 
     def set_limits(self, limits: dict[str, int]) -> None:
@@ -9371,7 +9371,7 @@ class Zygote:
             self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG
             if os.getppid() == zygote:  # else it died before that
                 self.title.set(role)
-                self.isolation.libc.prctl(15, role.encode(), None, 0, 0)  # PR_SET_NAME
+                self.isolation.prctl(15, role.encode())  # PR_SET_NAME
                 work()
         finally:
             os._exit(70)

@@ -8217,16 +8217,6 @@ def count_tests(tests: Source, uncalled: Collection[str]) -> int:
     return len(asserts or uncalled)
 
 
-def is_runner(node: ast.expr) -> bool:
-    """Whether it is unittest.main(), pytest.main(...), or sys.exit() of one of them."""
-    match node:
-        case ast.Call(ast.Attribute(ast.Name("unittest" | "pytest"), "main")):
-            return True
-        case ast.Call(ast.Attribute(ast.Name("sys"), "exit") | ast.Name("exit"), [what]):
-            return is_runner(what)
-    return False
-
-
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -8504,8 +8494,10 @@ class Tests(ast.NodeTransformer):
         return node if isinstance(node, ast.expr) else super().generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
-        # What it would run is run below, and its end would be a SystemExit.
-        return ast.copy_location(ast.Pass(), node) if is_runner(node.value) else node
+        names = {getattr(each, "attr", getattr(each, "id", "")) for each in ast.walk(node)}
+        # What unittest.main() would run is run below, and its end would be a SystemExit.
+        is_runner = names >= {"unittest", "main"} or names >= {"pytest", "main"}
+        return ast.copy_location(ast.Pass(), node) if is_runner else node
 
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         self.asserts += 1

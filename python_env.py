@@ -7406,8 +7406,6 @@ class Peer:
             return self.advance(target, *args)
         if self.trusted and method == "__setattr__":
             return self.set_attribute(target, *args)
-        if self.trusted and method == "@get" and is_inherited(target, *args):
-            raise AttributeError(f"{args[0]} is what the code's class has")
         result = call_method(method, target, args, kwargs)
         if method == "@names":
             self.share(result)
@@ -7513,7 +7511,6 @@ class Peer:
 
     def permits(self, method: str, target: Any, name: Any = "") -> bool:
         """May the graded code do this to an object of the tests'?"""
-        kind: Any = type(target)
         if method != "@get" and method not in SETTING:
             name = method
         # Exactly, because a mirror of a subclass could be one name first and another later.
@@ -7524,14 +7521,16 @@ class Peer:
         if name == "@await":
             return is_coroutine(target)
         if name == "@new":
-            return isinstance(target, type) and bool(self.mirror_base(target))
+            return bool(self.mirror_base(target))  # which raises where it is no class
+        if method == "@get" and is_inherited(target, name):
+            return False
         if name.startswith("__"):
             return permits_special(method, target, name)
         if is_forbidden(target, name):
             return False
         if self.mirror_base(class_of(target)):
             return True  # it is the candidate's in part
-        is_open = kind not in INNER and name[0] != "_"
+        is_open = type(target) not in INNER and name[0] != "_"
         return is_open or name in RESUMING or self.is_set(target, name)
 
     def is_set(self, target: Any, name: str) -> bool:

@@ -6566,13 +6566,19 @@ MOST_WATCHED = 2_000  # items of one
 
 
 def is_alike(one: Any, other: Any) -> bool:
-    """Whether two containers hold the same, without the `==` of objects."""
-    if type(one) is not type(other) or is_array(one):
-        return False
+    """Whether two containers of one type hold the same, without the `==` of objects."""
     its, others = read_contents(one), read_contents(other)
     pairs = zip(its, others, strict=False)
     is_same = all(a is b or type(a) is type(b) in PLAIN and a == b for a, b in pairs)
     return is_same and len(its) == len(others)
+
+
+def renew(had: Watched | None, value: Any) -> Any:
+    """The container that was there before, with what `value` holds, as others may hold it."""
+    if not had or type(had.value) is not type(value) or is_array(value):
+        return value
+    refill(had.value, read_contents(value))
+    return had.value
 
 
 def keep_latest(watched: dict[int, Watched], is_kept: bool, most: int) -> None:
@@ -7462,14 +7468,13 @@ class Peer:
         """A result, in the judge. A container that came before is the same object as then, with
         what it holds now; but what an attribute holds only if nothing in it has changed."""
         had = self.watched.get(number)
-        if had and had.is_attribute == is_attribute and type(had.value) is type(value):
-            # Numbers of what is no result are below zero.
-            is_same = number > 0 and not is_array(value)
-            if is_attribute:
-                is_same = is_alike(had.value, value)
-            elif is_same:
-                refill(had.value, read_contents(value))
-            value = had.value if is_same else value
+        if (
+            had
+            and number > 0  # as that of a result is
+            and had.is_attribute == is_attribute
+            and (not is_attribute or is_alike(had.value, value))
+        ):
+            value = renew(had, value)
         self.watch(number, value, is_attribute)
         return value
 
@@ -7638,10 +7643,7 @@ class Peer:
             return value
         if self.trusted:
             return Loan(operator.index(number), value)  # so that a number can be no object
-        had = self.watched.get(number)
-        if had and type(had.value) is type(value) and not is_array(value):
-            refill(had.value, read_contents(value))  # as the code may keep it
-            value = had.value
+        value = renew(self.watched.get(number), value)  # as the code may keep it
         self.lent.append(Loan(number, value))
         return value
 

@@ -6129,7 +6129,7 @@ class Title:
 # recursion. A row is [tag, parts, contents]:
 #
 #     tag              parts                              value
-#     a type's name    what the type takes                one of KINDS; contents: what it holds
+#     a type's name    what the type takes                one of TAKE; contents: what it holds
 #     "is"             item                               the same as that item
 #     "ndarray"        dtype, shape or null, bytes        an array of numpy's, or one number
 #     "known"          name                               one of KNOWN
@@ -6329,7 +6329,6 @@ TAKE |= dict.fromkeys(MUTABLE, lambda value: ())
 # And of nothing: a list of a range would be made until the memory is full.
 MAKE |= {kind: make_empty(kind) for kind in MUTABLE}
 MUTABLE |= {collections.defaultdict, collections.deque}
-KINDS = {kind.__name__: kind for kind in TAKE}
 ATOMS = {type(None), bool, float, str}
 PLAIN = ATOMS | {int, bytes}
 TYPECODES = {int: "iq", float: "d"}  # of arrays: the first that all of the numbers fit
@@ -6337,8 +6336,10 @@ TYPECODES = {int: "iq", float: "d"}  # of arrays: the first that all of the numb
 # Both ends know these by name. No function is among them, nor `type`, nor a class that opens files
 # or runs programs, because a test's callback may call what the graded code hands it.
 KNOWN: dict[str, Any] = {
-    **KINDS,
-    **{kind.__name__: kind for kind in (*ATOMS, object, pathlib.Path, inspect.Parameter.empty)},
+    **{
+        kind.__name__: kind
+        for kind in (*TAKE, *ATOMS, object, pathlib.Path, inspect.Parameter.empty)
+    },
     **{kind.__name__: kind for kind in (enumerate, filter, map, reversed, zip)},
     **{name: vars(dataclasses)[name] for name in ("MISSING", "_FIELD", "_FIELD_CLASSVAR")},
     **{repr(constant): constant for constant in (..., NotImplemented)},
@@ -6755,8 +6756,7 @@ READABLE = SHOWN | dunders(
 INNER = {*TYPES.values(), functools.partial, property}
 RESUMING = {"__next__", "send", "throw", "close"}
 # How an object's attributes are changed, and the method of a descriptor that looks after one.
-LOOKING_AFTER = {"__setattr__": "__set__", "__delattr__": "__delete__"}
-SETTING = {*LOOKING_AFTER}
+SETTING = {"__setattr__": "__set__", "__delattr__": "__delete__"}
 INHERITED = {"__new__", "__init_subclass__", "__post_init__"}
 OWN = ("__dict__", "__annotations__")
 # What graded code may ask for besides attributes ("@get") and methods; see Peer.permits().
@@ -6837,7 +6837,7 @@ def set_inherited(kind: type, method: str, item: Any, name: str, *value: Any) ->
     """Set or delete what a property of the class, or another descriptor, looks after; whether one
     does. A slot does not, since what it holds stands in the item itself."""
     found = find_inherited(kind, name)
-    change = getattr(type(found), LOOKING_AFTER[method], None)
+    change = getattr(type(found), SETTING[method], None)
     if change is None or inspect.ismemberdescriptor(found):
         return False
     change(found, item, *value)
@@ -7789,7 +7789,7 @@ class Peer:
         deepcopy = self.forward("@deepcopy")
         ask = self.ask
         space: dict[str, Any] = {
-            **{name: self.forward(name, owner) for name in names | SETTING | {"__dir__"}},
+            **{name: self.forward(name, owner) for name in names | SETTING.keys() | {"__dir__"}},
             **{name: self.method(name, owner) for name in names - SPECIAL},
             "__getattr__": lambda mirror, name: ask(mirror, name),
             # Python would find these in the mirror itself, where there is nothing.

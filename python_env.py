@@ -8964,14 +8964,9 @@ class Mailbox:
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
 # Those with one of these may sleep or wait while threads of the graded code's ask something.
 WAITING = re.compile("sleep|threading|queue|concurrent")
-# What a judge imports for tests that have such a word in them: its forks would take longer for that
+# What a judge imports for tests that have such a name in them: its forks would take longer for that
 # than for most tests. Nothing else, because tests may look at what is imported.
-SLOW_MODULES = {
-    "asyncio": "asyncio",
-    "mock": "unittest.mock",
-    "numpy": "numpy",
-    "unittest": "unittest",
-}
+SLOW_MODULES = words("asyncio numpy unittest unittest.mock")
 INSIDE = 'only "judge": "inside"'  # what can do that, say the refusals
 REPORTED = 77  # the exit code of a fork of the judge that has sent its report
 
@@ -9062,8 +9057,8 @@ class Judge:
             return {"bad": str(error)}
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return {"bad": f"the tests do not compile: {error!s:.160}"}
-        for word, name in SLOW_MODULES.items():
-            if word in self.tests.source:
+        for name in SLOW_MODULES:
+            if name.rpartition(".")[2] in self.tests.source:
                 with contextlib.suppress(ImportError):  # which the tests will meet, too
                     importlib.import_module(name)
         # No sooner, because a hook hears of every id(), and that takes time.

@@ -6582,13 +6582,6 @@ def renew(had: Watched | None, value: Any) -> Any:
     return had.value
 
 
-def keep_latest(watched: dict[int, Watched], is_kept: bool, most: int) -> None:
-    """Forget the oldest of those that are kept, or of those that are not."""
-    numbers = [number for number, each in watched.items() if each.is_kept == is_kept]
-    for number in numbers[:-most]:
-        del watched[number]
-
-
 def look_into(value: Any) -> list[tuple[Any, list]]:
     """A container and those in it, each with its contents."""
     contents = read_contents(value)
@@ -7492,8 +7485,11 @@ class Peer:
         # Kept even so, because the worker may give its number to another one when it forgets it.
         before = before if size <= MOST_WATCHED else []
         self.watched[number] = Watched(value, before, is_attribute, is_kept)
+        # The oldest of those that are kept, or of those that are not, are forgotten.
         most = LOANS // 4 if self.trusted and not is_kept else LOANS
-        keep_latest(self.watched, is_kept, most + len(self.common))
+        alike = [key for key, each in self.watched.items() if each.is_kept == is_kept]
+        for key in alike[: -most - len(self.common)]:
+            del self.watched[key]
 
     def tell_changes(self) -> list | None:
         """What was changed here in what is watched, as a table: the number of a container; None, or

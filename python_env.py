@@ -6340,7 +6340,6 @@ KNOWN: dict[str, Any] = {
         kind.__name__: kind
         for kind in (*TAKE, *ATOMS, object, pathlib.Path, inspect.Parameter.empty)
     },
-    **{kind.__name__: kind for kind in (enumerate, filter, map, reversed, zip)},
     **{name: vars(dataclasses)[name] for name in ("MISSING", "_FIELD", "_FIELD_CLASSVAR")},
     **{repr(constant): constant for constant in (..., NotImplemented)},
     **{kind.name: kind for kind in vars(inspect)["_ParameterKind"]},
@@ -7099,10 +7098,11 @@ def permits_special(method: str, target: Any, name: str) -> bool:
         # Of an object's own attributes the public ones alone; perform() sees to that.
         return name in SHOWN or (name == "__dict__" and is_of_tests(target))
     # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
+    is_iterator = any(target is each for each in (enumerate, filter, map, reversed, zip))
     makes = name == "__init__" or name == "__call__" and isinstance(target, type)
     # Of a metaclass, as type(type(self)), one would be a class whose methods nothing guards.
     if makes and (not is_of_tests(target) or issubclass(class_of(target), type)):
-        return False
+        return is_iterator and name == "__call__"
     kind: Any = type(target)
     return name in methods_of(kind) | {"__call__"}
 
@@ -7210,8 +7210,6 @@ class Peer:
             asked = clock()
             outcome, table, told = self.exchange(serial, question)
             answered = clock()
-            if method != "@content":
-                self.contents.clear()
             try:
                 result = self.take_reply(table, known, method, (*args, *kwargs.values()))
                 if told:
@@ -7235,6 +7233,8 @@ class Peer:
         """The result that an answer holds; the changes that it tells are made here, too."""
         attribute = args[0] if method == "@get" else None
         self.closing.clear()
+        if method != "@content":
+            self.contents.clear()
         (result, *changes), values, uses = read_table(table, self.build, known)
         if uses[id(result)] > 1:  # it stands in a container or a global, too
             self.fresh.discard(self.held.get(id(result), -1))
@@ -7529,15 +7529,18 @@ class Peer:
             return permits_special(method, target, name)
         if is_forbidden(target, name):
             return False
-        if self.mirror_base(class_of(target)):
-            return True  # it is the candidate's in part
-        is_open = type(target) not in INNER and name[0] != "_"
-        return is_open or name in RESUMING or self.is_set(target, name)
+        return self.may_read(target, name)
 
-    def is_set(self, target: Any, name: str) -> bool:
-        """Whether the code has set this attribute, or the tests set it on a function of theirs."""
-        is_noted = type(target) is types.FunctionType and name in vars(target) and name[0] != "_"
-        return is_noted or (id(target), name) in self.given
+    def may_read(self, target: Any, name: str) -> bool:
+        """May it get or call this: of what is the candidate's in part; a public name; what resumes
+        a generator; what the code has set itself, or the tests on a function of theirs?"""
+        is_public = name[0] != "_"
+        if is_public and type(target) is types.FunctionType:
+            is_public = name in vars(target)
+        elif type(target) in INNER:
+            is_public = name in RESUMING
+        is_own = bool(self.mirror_base(class_of(target))) or (id(target), name) in self.given
+        return is_public or is_own
 
     def set_attribute(self, target: Any, name: str, value: Any) -> None:
         """For the code. It sets a __dict__ after it has changed that: here what it may change."""
@@ -7557,7 +7560,9 @@ class Peer:
         __init__ what those hold that the tests expect."""
         if self.mirror_base(class_of(target)):
             return not name.startswith("__") or name == "__dict__"
-        if isinstance(target, type) or name.startswith("__"):
+        if isinstance(target, type):
+            return False
+        if name.startswith("__"):
             return name == "__dict__" and is_of_tests(target)  # see set_attribute()
         find = inspect.getattr_static  # which runs nothing
         is_new = (id(target), name) in self.given or find(target, name, None) is None
@@ -7683,9 +7688,9 @@ class Peer:
         """The mirror of the other end's object."""
         if number in self.theirs:
             self.fresh.discard(number)
-            if number in self.open:
-                self.open.discard(number)
-                self.closing.add(number)
+            # In an answer it has one row, and another where changes are told with it.
+            self.closing = self.closing - {number} | self.open & {number}
+            self.open.discard(number)
             return self.theirs[number]
         # An object of a metaclass would be a class that the sender has written; mirrors are made by
         # build_class() alone.

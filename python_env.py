@@ -8236,7 +8236,7 @@ def find_test_classes(source: Source, used: set[str]) -> dict[str, dict[str, Any
         methods[node.name] = found
         is_case = any("TestCase" in parent or parent in tests for parent in parents)
         is_plain = node.name.startswith("Test") and node.name not in used
-        if (is_case or is_plain) and "skip" not in decorators(node):
+        if (is_case or is_plain) and counts(node):
             name = f"{outer}{node.name}"
             tests[name] = found
             classes += [(f"{name}.", each) for each in node.body if isinstance(each, ast.ClassDef)]
@@ -8256,10 +8256,13 @@ def uncalled_tests(source: Source) -> dict[str, Any]:
     for owner, methods in find_test_classes(source, used).items():
         found |= {f"{owner}.{name}": each for name, each in methods.items()}
     return {
-        name: each
-        for name, each in found.items()
-        if each.name.startswith("test") and "skip" not in decorators(each)
+        name: each for name, each in found.items() if each.name.startswith("test") and counts(each)
     }
+
+
+def counts(node: Any) -> bool:
+    """Not what is skipped, or should fail."""
+    return not re.search("skip|xfail|expectedFailure", decorators(node))
 
 
 def decorators(node: Any) -> str:

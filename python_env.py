@@ -8537,9 +8537,9 @@ class Tests(ast.NodeTransformer):
         return node if isinstance(node, ast.expr) else super().generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
-        names = {getattr(each, "attr", getattr(each, "id", "")) for each in ast.walk(node)}
+        mains = [each for each in ast.walk(node) if getattr(each, "attr", "") == "main"]
         # What unittest.main() would run is run below, and its end would be a SystemExit.
-        is_runner = names >= {"unittest", "main"} or names >= {"pytest", "main"}
+        is_runner = {"unittest.main", "pytest.main"} & {*map(ast.unparse, mains)}
         return ast.copy_location(ast.Pass(), node) if is_runner else node
 
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:

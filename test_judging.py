@@ -5322,6 +5322,21 @@ forgery(
         for x, y in EXPECTED.items(): assert f(x) == y
         """,
 )
+# Neither is the runner of the tests, which is left out.
+for statement in (
+    "unittest.TestCase().assertEqual(main(3), 9)",
+    "pytest.raises(ValueError, main, 'x')",
+):
+    forgery(
+        f"a function called main: {statement[:8]}",
+        "def main(x): return 0",
+        tests=f"""
+            import {statement.partition(".")[0]}
+            def test_main():
+                {statement}
+            """,
+        entry_point="main",
+    )
 
 
 @pytest.mark.parametrize("name", FORGERIES)

@@ -4692,7 +4692,10 @@ class Process:
         self.loop.add_reader(sock, self.read)
 
     def read(self) -> None:
-        if not self.mailbox.fill() or len(self.mailbox.data) > UNREAD_BYTES:
+        is_open = self.mailbox.fill()
+        if len(self.mailbox.data) > UNREAD_BYTES:
+            self.kill("it said too much")
+        elif not is_open:
             self.zygote.command("end", self.key)  # so that it is reaped, whoever waits for it
             self.leave()
         self.news.set()
@@ -7293,7 +7296,7 @@ class Peer:
                     self.pass_on(message)
             return self.replies.pop(serial)
         except BaseException as error:
-            self.broken = f"the line to the graded code is broken: {error}"
+            self.broken = f"the line to the graded code is broken: {error!s:.160}"
             if not isinstance(error, Exception):
                 raise
             raise ConnectionError(self.broken) from None

@@ -5337,6 +5337,19 @@ for statement in (
             """,
         entry_point="main",
     )
+forgery(  # and no fault of the grading's
+    "the judge's report is to say more than the server reads",
+    FIND_PEER
+    + source("""
+        import json, time
+        def f(x):
+            told = [[], [["é" * 1_000_000, [0], None]]]
+            body = json.dumps(["@get", 0, 1, [[], []], told], ensure_ascii=False).encode()
+            find_peer().line.send(len(body).to_bytes(4, "big") + body)
+            time.sleep(5)
+        """),
+    tests="assert f(2) == 6",
+)
 
 
 @pytest.mark.parametrize("name", FORGERIES)

@@ -6967,6 +6967,8 @@ def call_method(method: str, target: Any, args: list, kwargs: dict) -> Any:
     container = container_of(type(target)) if method in PLAIN_WAYS else None
     if container and getattr(type(target), method, None) is getattr(container, method, None):
         return PLAIN_WAYS[method](container, target, *args)
+    if method == "__iter__":
+        return iter(target)  # which raises where the class's own gives no iterator
     if method == "__call__":
         return target(*args, **kwargs)  # because not each class has it that can be called
     if method.startswith("__") and not is_mock(target):  # whose special methods are its own

@@ -5350,6 +5350,12 @@ forgery(  # and no fault of the grading's
         """),
     tests="assert f(2) == 6",
 )
+forgery(
+    "an __iter__ that gives a list, which is no iterator",
+    "class Bag:\n    def __iter__(self): return [1, 2]",
+    tests="assert list(Bag()) == [1, 2]",
+    prompt="Write a class `Bag` that is iterable.",
+)
 
 
 @pytest.mark.parametrize("name", FORGERIES)

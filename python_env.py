@@ -7112,21 +7112,39 @@ def permits_special(method: str, target: Any, name: str) -> bool:
 
 
 OUR_FILE = dunders.__code__.co_filename
+GETTING = ("LOAD_ATTR", "LOAD_METHOD")
 
 
-def is_passed_over() -> bool:
+@functools.lru_cache(maxsize=200)
+def methods_called(code: types.CodeType) -> set[str]:
+    """The names of the methods that it calls, but for those that it hands on, as to map()."""
+    loads = [each for each in dis.get_instructions(code) if each.opname in GETTING]
+    handed_on = {
+        each.argval
+        for each in loads
+        # The latter as of Python 3.12.
+        if each.opname == "LOAD_ATTR" and "NULL|self" not in each.argrepr
+    }
+    return {each.argval for each in loads} - handed_on
+
+
+def is_passed_over(method: str) -> bool:
     """Whether the tests neither keep nor compare what they have called for at this moment: they
-    drop it, as in `bag.add(1)`, take an attribute of it, or ask with `is` which object it is."""
+    drop it, as in `bag.add(1)`, take an attribute of it, or ask with `is` which object it is. Not
+    what they have C code call, as list() or extend(), which keeps it."""
     frame: Any = sys._getframe(1)
     while frame.f_code.co_filename == OUR_FILE:
         frame = frame.f_back
     code = frame.f_code
     if code.co_filename not in ("<tests>", "<helpers>"):
         return False
-    steps = (dis.opname[each] for each in code.co_code[frame.f_lasti + 2 :: 2])
-    step, then = itertools.islice((each for each in steps if each != "CACHE"), 2)
+    # Zeros are caches: of a call of Python's code 3.12 has passed over them at this moment.
+    done, ahead = code.co_code[: frame.f_lasti + 2 : 2], code.co_code[frame.f_lasti + 2 :: 2]
+    steps = [*done.rstrip(b"\0")[-1:], *ahead.replace(b"\0", b"")[:2]]
+    now, step, then = [*map(dis.opname.__getitem__, steps), ""][:3]  # a `return` may be the last
     is_identity = step == "IS_OP" or step.startswith("LOAD_") and then == "IS_OP"
-    return is_identity or step in ("POP_TOP", "LOAD_ATTR", "LOAD_METHOD")
+    is_dropped = is_identity or step in ("POP_TOP", *GETTING)
+    return is_dropped and (now in GETTING or method in methods_called(code))
 
 
 class Peer:
@@ -8001,7 +8019,7 @@ class Peer:
         """What came of calling an open class, or of an operator of an open object, is open where
         its class is. So is what was open before, where nothing is done with it as a result."""
         number = self.held.get(id(result), -1)
-        if number in self.closing and is_passed_over():
+        if number in self.closing and is_passed_over(name):
             self.open.add(number)
         if not is_open:
             return

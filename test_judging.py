@@ -5356,6 +5356,38 @@ forgery(
     tests="assert list(Bag()) == [1, 2]",
     prompt="Write a class `Bag` that is iterable.",
 )
+# An object that comes back is open only where the tests do nothing with it, and C code may keep it.
+for expression, wanted in {
+    "list(map(p.get, [1, 2])).count(1)": 2,
+    "list(p).count(1)": 2,
+    "kept.extend(map(p.get, [1, 2])) or kept": [1, 2],
+    "kept.extend(p) or kept": [1, 2],
+}.items():
+    forgery(
+        f"an object comes back to C code, which keeps it: {expression}",
+        """
+            class P:
+                n = 0
+                __eq__ = lambda *_: True
+                __iter__ = get = lambda self, *_: self
+                def __next__(self):
+                    self.n += 1
+                    if self.n > 2: raise StopIteration
+                    return self
+            """,
+        tests=f"""
+            p = P()
+            kept = []
+            kept.append(0)
+            kept.clear()
+            {expression.partition(" or ")[0]}
+            p = P()
+            kept.clear()
+            found = {expression}
+            assert found == {wanted}
+            """,
+        prompt="Write a class `P` that is iterable, with get(k).",
+    )
 
 
 @pytest.mark.parametrize("name", FORGERIES)

@@ -5388,6 +5388,20 @@ for expression, wanted in {
             """,
         prompt="Write a class `P` that is iterable, with get(k).",
     )
+for kind in ("map", "filter"):
+    forgery(
+        f"a {kind}() is made, which would call any class in the judge",
+        FIND_PEER
+        + source("""
+            def f(it):
+                end = find_peer()
+                end.request("__call__", end.held[id(type(it))], bytes, [10**9])
+                return 3
+            """),
+        tests=f"""
+            assert f({kind}(int, "12")) == 3
+            """,
+    )
 
 
 @pytest.mark.parametrize("name", FORGERIES)

@@ -7630,7 +7630,8 @@ class Peer:
         is_new = (id(target), name) in self.given or find(target, name, None) is None
         if isinstance(target, types.FunctionType):
             return is_new and target.__module__ == "__main__"
-        is_free = is_new if name[0] == "_" else not callable(find(type(target), name, None))
+        # Of the class not statically, since a classmethod() itself is nothing that can be called.
+        is_free = is_new if name[0] == "_" else not callable(getattr(type(target), name, None))
         return is_of_tests(target) and is_free
 
     # Taking apart
@@ -8028,7 +8029,7 @@ class Peer:
         if {caller.f_code, (caller.f_code, caller.f_lasti)} & self.foreign:
             return  # not the tests have made it, but what the other end gave them to run
         is_made = name == "__call__" and isinstance(mirror, type) or name in ARITHMETIC | UNARY
-        is_new = number in self.fresh or result is mirror
+        is_new = number in self.fresh or result is mirror and number in self.closing
         if is_made and is_new and self.is_asked(result):
             self.open.add(number)
 

@@ -5402,6 +5402,40 @@ for kind in ("map", "filter"):
             assert f({kind}(int, "12")) == 3
             """,
     )
+for statement in ("for _ in p: pass", "with p: pass", "q = -p", "p += 1"):
+    forgery(
+        f"an object that agrees to all comes back, and into a list of the code's: {statement}",
+        """
+            LOG = []
+            class P:
+                __eq__ = lambda *_: True
+                def __iter__(self, *_):
+                    LOG.append(self)
+                    return self
+                __enter__ = __neg__ = __iadd__ = __iter__
+                def __exit__(self, *_): pass
+                def __next__(self): raise StopIteration
+            """,
+        tests=f"""
+            p = P()
+            {statement}
+            assert LOG == [1]
+            """,
+        prompt="Write a class `P`, whose objects stand in the list LOG once they are used.",
+    )
+for method in ("classmethod(lambda _, x: x == 9)", "functools.partialmethod(lambda *x: 9 in x)"):
+    forgery(
+        f"an attribute in the place of a method of the tests': {method}",
+        "def f(c):\n    try: c.check = lambda x: True\n    except AttributeError: pass",
+        tests=f"""
+            import functools
+            class C:
+                check = {method}
+            c = C()
+            f(c)
+            assert c.check(f(c))
+            """,
+    )
 
 
 @pytest.mark.parametrize("name", FORGERIES)

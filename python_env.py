@@ -8072,7 +8072,7 @@ class Peer:
         container = container_of(type(value))
         if number is None or not container:
             return value
-        if number not in self.contents:
+        if number not in self.contents or self.is_idle:  # with threads, which may change it
             content = self.request("@content", number)
             if type(content) is not container:  # as a namespace that has a `count` of the code's
                 raise ReferenceError("a container holds something else")

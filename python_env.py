@@ -7143,7 +7143,7 @@ def is_passed_over(method: str) -> bool:
     done, ahead = code.co_code[: frame.f_lasti + 2 : 2], code.co_code[frame.f_lasti + 2 :: 2]
     steps = [*done.rstrip(b"\0")[-1:], *ahead.replace(b"\0", b"")[:2]]
     now, step, then = [*map(dis.opname.__getitem__, steps), ""][:3]  # a `return` may be the last
-    is_identity = step == "IS_OP" or step.startswith("LOAD_") and then == "IS_OP"
+    is_identity = step == "IS_OP" or step.count("LOAD_") == 1 and then == "IS_OP"
     is_dropped = is_identity or step in ("POP_TOP", *GETTING)
     return is_dropped and (now in GETTING or method in methods_called(code))
 

@@ -5436,6 +5436,15 @@ for method in ("classmethod(lambda _, x: x == 9)", "functools.partialmethod(lamb
             assert c.check(f(c))
             """,
     )
+forgery(  # Python 3.13 loads two variables in one instruction
+    "an object comes back into a list beside an `is`",
+    "class P:\n    __eq__ = lambda *_: True\n    def get(self): return self",
+    tests="""
+        def get(p, a, b): return [p.get(), a is b]
+        assert get(P(), 1, 1) == [3, True]
+        """,
+    prompt="Write a class `P`.",
+)
 
 
 @pytest.mark.parametrize("name", FORGERIES)

@@ -8072,12 +8072,13 @@ class Peer:
         container = container_of(type(value))
         if number is None or not container:
             return value
-        if number not in self.contents or self.is_idle:  # with threads, which may change it
+        content = self.contents.get(number)
+        if content is None or self.is_idle:  # with threads, which may change it
             content = self.request("@content", number)
             if type(content) is not container:  # as a namespace that has a `count` of the code's
                 raise ReferenceError("a container holds something else")
             self.contents[number] = content
-        return self.contents[number]
+        return content
 
     # Objects of this end whose class inherits from a mirrored one
 

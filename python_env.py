@@ -6579,7 +6579,8 @@ def renew(had: Watched | None, value: Any) -> Any:
     """The container that was there before, with what `value` holds, as others may hold it."""
     if not had or type(had.value) is not type(value) or is_array(value):
         return value
-    refill(had.value, read_contents(value))
+    if not is_alike(had.value, value):  # else there may be a loop over it
+        refill(had.value, read_contents(value))
     return had.value
 
 

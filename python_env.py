@@ -7755,7 +7755,7 @@ class Peer:
             # In an answer it has one row, and another where changes are told with it.
             self.closing = self.closing - {number} | self.open & {number}
             self.open.discard(number)
-            return self.theirs[number]
+            return self.refresh(self.theirs[number])
         # An object of a metaclass would be a class that the sender has written; mirrors are made by
         # build_class() alone.
         if id(kind) not in self.held and kind is not object or issubclass(kind, type):
@@ -7773,7 +7773,7 @@ class Peer:
             check_place(mirror)
         self.adopt(number, mirror)
         self.fresh.add(number)
-        return mirror
+        return self.refresh(mirror)
 
     def build_class(self, number: int, is_function: bool) -> Any:
         """The mirror of the other end's class. That of functions is most frequent, and known."""
@@ -7939,6 +7939,7 @@ class Peer:
                 result = self.request("@get", owner, name)(mirror, *args, **kwargs)
             else:
                 result = self.request(name, number, *args, **kwargs)
+                self.refresh(mirror)
             if is_open or self.closing:
                 self.open_result(mirror, name, result, is_open)
             elif is_guarded:
@@ -8080,6 +8081,17 @@ class Peer:
                 raise ReferenceError("a container holds something else")
             self.contents[number] = content
         return content
+
+    def refresh(self, mirror: Any) -> Any:
+        """Put what a set holds into its mirror itself, in the judge: set(mirror) looks there."""
+        if self.trusted and isinstance(mirror, set):
+            closing = self.closing
+            self.closing = set()  # which the answer clears
+            content = self.fetch_content(mirror)
+            set.clear(mirror)
+            set.update(mirror, content)
+            self.closing = closing
+        return mirror
 
     # Objects of this end whose class inherits from a mirrored one
 

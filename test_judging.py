@@ -5445,6 +5445,20 @@ forgery(  # Python 3.13 loads two variables in one instruction
         """,
     prompt="Write a class `P`.",
 )
+for condition in (
+    "'bad' not in set(f())",
+    "not {'bad'}.intersection(f())",
+    "{'bad'}.isdisjoint(Tags(['bad']))",
+):
+    forgery(
+        f"a set that is not what it should be, seen by C code: {condition}",
+        "class Tags(set): pass\ndef f(): return Tags([1, 'bad'])",
+        tests=f"""
+            assert isinstance(f(), Tags)
+            assert {condition}
+            """,
+        prompt="Write a class `Tags`, a set, and `f`.",
+    )
 
 
 @pytest.mark.parametrize("name", FORGERIES)

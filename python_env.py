@@ -205,8 +205,8 @@ __all__ = [
 
 log = logging.getLogger("python_env")
 
-# Part I: the environment. What its chapters do not define: of 2, 3, 4, 7 see chapter 8; of 5, 10 or
-# 8; of 6, 9 or 8; Grader, Sandbox and Attempt are in 11, Facts and read_tests() in 12.
+# Part I: the environment. What chapters 2, 3, 4 and 7 use and do not define is in 8; 5: in 10 or 8;
+# 6: in 9 or 8. But what is about grading is in 11, and Facts, BadTask and read_tests() in 12.
 
 # ══════════════════════════════════════════════════════════════════════════════════════════════════
 # 1. Errors and limits
@@ -319,7 +319,7 @@ class DockerError(PythonEnvError, RuntimeError):
 class Limits:
     """What bounds a peer, a worker or a wait; the unit is in the name. Here stands what an operator
     or a test may want to set; what nobody needs to is a constant beside its use. Workers know what
-    zygote_config() (chapter 11) sends and zygote_main() (12) reads."""
+    zygote_config() (chapter 11) sends and the zygote (12) reads."""
 
     step_s: float = 10.0  # of a step that names no timeout_s; the server holds every deadline
     step_max_s: float = 60.0  # the most that an action may ask for: official clients wait 60 s
@@ -562,7 +562,7 @@ class Task:
 
 def find_format(columns: Columns) -> Callable[[Columns], Columns] | None:
     """The formats: which columns tell one, and the function of chapter 8 that reads it as the
-    fields of a Task. A new one's columns go there, too: into TESTS, PROMPTS, or else COLUMNS."""
+    fields of a Task. Its columns go there into TESTS, PAIRS, PROMPTS, SOLUTIONS or COLUMNS."""
     if "tests" in columns:
         return read_own
     if "entry_point" in columns and has_code(columns):
@@ -702,7 +702,7 @@ class PythonEnvironment(Environment[PythonAction, PythonObservation]):
         that must not teach a model anything, so there is no reward then.
         """
         episode = self.episode
-        if episode.done:  # a last step that raised has told no session so
+        if episode.done:  # if the last step raised, the session never saw that it was the last
             raise ExecutionError("the episode is over: call reset() to begin another")
         seconds = action.timeout_s or timeout_s or self.limits.step_s
         most = self.limits.step_max_s

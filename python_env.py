@@ -340,7 +340,7 @@ class Limits:
     folder_bytes: int = 134_217_728  # all files of a worker; the sampler measures
     folder_entries: int = 10_000  # their number: clearing a folder takes time, too
     open_files: int = 128  # descriptors of a worker
-    threads: int = 64  # of a worker; the sampler ends one that has more
+    threads: int = 128  # of a worker; the sampler ends one that has more
     sample_s: float = 0.25  # how often the sampler looks
 
     max_sessions: int = 256  # of a server

@@ -1584,11 +1584,11 @@ file.write(bytes(8 << 20))
 time.sleep(30)
 assert f() == 1
 """,
-    "it had more than 64 threads": """
+    "it had more than 128 threads": """
 import threading, time
 class Impure: pass
 threading.stack_size(32_768)
-for n in range(99):
+for n in range(150):
     threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
 time.sleep(30)
 assert f() == 1

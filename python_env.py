@@ -9043,8 +9043,9 @@ class Mailbox:
 
 # Tests that have none of these words make no program of a text, so that no hook need listen.
 RUNS_TEXTS = re.compile("eval|exec|compile|pickl|load|shelve|doctest|timeit")
-# Those with one of these may sleep or wait while threads of the graded code's ask something.
-WAITING = re.compile("sleep|threading|queue|concurrent")
+# Those with one of these may sleep or wait while threads of the graded code's ask something. But a
+# coroutine must be answered for in the thread of its event loop.
+WAITING = re.compile("(?s)(?!.*async).*(sleep|threading|queue|concurrent)")
 # What a judge imports for tests that have such a name in them: its forks would take longer for that
 # than for most tests. Nothing else, because tests may look at what is imported.
 SLOW_MODULES = words("asyncio numpy unittest unittest.mock")
@@ -9203,7 +9204,7 @@ class Judge:
             space.update(peer.shown)
             peer.share(dict(peer.shown))
             peer.watch_places(facts.patched)
-            if WAITING.search(self.tests.source) and not facts.pure:
+            if WAITING.match(self.tests.source) and not facts.pure:
                 peer.request("@threads", 0)
                 _thread.start_new_thread(peer.serve, ())  # threading tells the tests nothing of it
         except BaseException:  # noqa: BLE001

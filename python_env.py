@@ -6764,6 +6764,7 @@ CLAIMED = {"_io", "abc", "builtins", "collections.abc", "numbers", "re", "types"
 RISKY = {io.FileIO, types.CodeType}
 HEAP_TYPE = 1 << 9  # of a class's flags: it was made at run time, and can be changed,
 IMMUTABLE_TYPE = 1 << 8  # unless it has this flag as well
+CHANGEABLE = HEAP_TYPE | IMMUTABLE_TYPE
 ABCMeta: Any = type(Awaitable)
 # Mirrors of objects of subclasses of these hold the content.
 CONTENT: tuple[Any, ...] = (int, float, complex, str, bytes, tuple)
@@ -7761,7 +7762,7 @@ class Peer:
         if id(kind) not in self.held and kind is not object or issubclass(kind, type):
             raise ValueError("not a mirrored class of objects")
         # Not what a class of the code's, from which it inherits in the worker, has by this name.
-        made = next(each for each in kind.__mro__ if not each.__flags__ & HEAP_TYPE)
+        made = next(each for each in kind.__mro__ if each.__flags__ & CHANGEABLE != HEAP_TYPE)
         mirror: Any = made.__new__(kind, *content)
         for base, put in FILLERS.items():
             if issubclass(kind, base):
@@ -9110,9 +9111,7 @@ class Judge:
             found: Any = getattr(sys.modules.get(given[0]), given[1], None)
             # Only what it cannot change: it may set the attributes of a class that is written in
             # Python, and so its __eq__. Nor what the tests know by a name of theirs.
-            is_fixed = makes_values(found) and (
-                found.__flags__ & IMMUTABLE_TYPE or not found.__flags__ & HEAP_TYPE
-            )
+            is_fixed = makes_values(found) and found.__flags__ & CHANGEABLE != HEAP_TYPE
             is_mirrored = found is self.unpickler or id(found) in self.peer.held
             if not (is_fixed or is_mirrored):
                 raise PermissionError(f"{given[1]} is not unpickled here: {INSIDE} can")

@@ -6160,7 +6160,6 @@ DEPTH = 1_000  # rows that hold one another
 LOOPS = 30  # containers of one message that hold what comes after them: cyclic ones
 REFERENCES = 100_000  # objects that one end knows of the other's
 INT64 = 2**63
-GLANCE_S = 0.005  # after which a thread looks whether another has read what it waits for
 OUR_FRAMES = 20  # of the interpreter's stack, at most, for one question
 
 
@@ -6197,10 +6196,12 @@ class Line:
         self.sock = sock
         self.send = sock.sendall
         self.unread = bytearray()
+        self.poll = select.poll()
+        self.poll.register(sock, select.POLLIN)
 
-    def is_ready(self, seconds: float | None) -> bool:
-        """Whether there is something to receive within this time; None: for ever."""
-        return bool(self.unread or select.select([self.sock], [], [], seconds)[0])
+    def is_ready(self, patience: int | None) -> bool:
+        """Whether there is something to receive, within so many milliseconds; None: for ever."""
+        return bool(self.unread or self.poll.poll(patience))
 
     def read(self, size: int) -> bytes:
         """So many bytes, or fewer at the end."""
@@ -7163,11 +7164,7 @@ class Peer:
         self.trusted = trusted
         self.broken = ""
         self.line_s = 0.0
-        # Held while a question is written, and while its reply is read; not by who answers, because
-        # what is read then may ask something, too.
-        self.sharing = threading.RLock()
-        self.reading = threading.Lock()  # held by the thread that reads the line
-        self.has_stand_in = False
+        self.asking = threading.RLock()  # held until the reply is there: tests may use threads
         self.sending = threading.Lock()
         self.is_idle = False  # serve() waits for a question
         self.handed_on: list = []  # one that another thread has read
@@ -7227,7 +7224,7 @@ class Peer:
             raise ConnectionError(self.broken)
         self.tell_replaced()
         self.give_back()
-        with self.sharing:
+        with self.asking:  # to the end, because what is shared is read and told here
             started = clock()
             serial = next(self.serials)
             if self.trusted:
@@ -7236,10 +7233,9 @@ class Peer:
             table, known = write_table([kwargs or None, *args], self.take_apart)
             known = [it.value if type(it) is Loan else it for it in known] + self.common
             question = frame([method, number, serial, table, self.tell_changes()])
-        asked = clock()
-        outcome, table, told = self.exchange(serial, question)
-        answered = clock()
-        with self.sharing:
+            asked = clock()
+            outcome, table, told = self.exchange(serial, question)
+            answered = clock()
             try:
                 result = self.take_reply(table, known, method, (*args, *kwargs.values()))
                 if told:
@@ -7314,49 +7310,20 @@ class Peer:
             self.replies[serial] = None
             self.post(question)
             while not self.replies[serial]:
-                message = self.read(lambda: not self.replies[serial])
-                if message:
-                    self.pass_on(message)
+                message = self.line.receive()
+                is_question = message[0] not in ("return", "raise")
+                if is_question and self.is_idle and not self.trusted:
+                    # Not in this thread of the graded code's: the answer may wait for its end.
+                    self.is_idle = False
+                    self.handed_on.append(message)
+                else:
+                    self.take_message(message)
             return self.replies.pop(serial)
         except BaseException as error:
             self.broken = f"the line to the graded code is broken: {error!s:.160}"
             if not isinstance(error, Exception):
                 raise
             raise ConnectionError(self.broken) from None
-
-    def read(self, is_wanted: Callable[[], Any]) -> Any:
-        """The next message; none while another thread reads, or where that is not wanted then."""
-        if not self.reading.acquire(timeout=GLANCE_S):
-            return None
-        try:
-            return self.line.receive() if is_wanted() else None
-        finally:
-            self.reading.release()
-
-    def pass_on(self, message: Any) -> None:
-        """Take a message; but in the worker hand a question on to the thread that serves, if that
-        waits for one, or to a new thread: the answer may wait for the end of this one."""
-        is_answer = message[0] in ("return", "raise")
-        if is_answer or self.trusted or not (self.is_idle or self.has_stand_in):
-            self.take_message(message)
-        elif self.is_idle:
-            self.is_idle = False
-            self.handed_on.append(message)
-        else:
-            _thread.start_new_thread(self.take_message, (message,))
-
-    def stand_in(self) -> None:
-        """In a thread of the worker's, where the tests have threads: read on while the one that
-        serves is at work on a question that may wait for another."""
-        self.has_stand_in = True
-        while True:
-            message = None
-            if self.is_idle:
-                select.select([], [], [], GLANCE_S)
-            elif self.line.is_ready(GLANCE_S):
-                message = self.read(lambda: not self.is_idle and self.line.is_ready(0))
-            if message:
-                self.pass_on(message)
 
     def share(self, names: dict[str, Any]) -> None:
         """From now on, answers tell of changes in these names and their values, and questions of
@@ -7396,17 +7363,15 @@ class Peer:
             self.take_message(message)
 
     def await_question(self) -> Any:
-        """It comes by the line, or from another thread that has read it: see pass_on(). While such
-        may ask something nobody waits with the line in hand, for they need it."""
+        """It comes by the line, or from a thread of the graded code's that has read it: see
+        exchange(). While others may ask something the line is not held, for they need it."""
         while not self.handed_on:
-            if self.is_alone() or self.line.is_ready(None if self.trusted else GLANCE_S):
-                message = self.read(lambda: self.is_alone() or self.line.is_ready(0))
-                if message:
-                    return message
+            is_alone = not self.trusted and threading.active_count() == 1
+            if is_alone or self.line.is_ready(None if self.trusted else 5):
+                with self.asking:
+                    if is_alone or self.line.is_ready(0):
+                        return self.line.receive()
         return self.handed_on.pop()
-
-    def is_alone(self) -> bool:
-        return not (self.trusted or self.has_stand_in) and threading.active_count() == 1
 
     def answer(self, method: str, number: int, serial: int, table: Any) -> None:
         """Carry out what the other end asks, and send the outcome."""
@@ -7464,9 +7429,6 @@ class Peer:
             raise AttributeError(f"{method} of an object of the tests' is not to be had")
         if method == "@await":
             return self.advance(target, *args)
-        if method == "@threads":
-            _thread.start_new_thread(self.stand_in, ())
-            return None
         if self.trusted and method == "__setattr__":
             return self.set_attribute(target, *args)
         result = call_method(method, target, args, kwargs)
@@ -9203,11 +9165,10 @@ class Judge:
             space.update(peer.shown)
             peer.share(dict(peer.shown))
             peer.watch_places(facts.patched)
-            if WAITING.match(self.tests.source) and not facts.pure:
-                peer.request("@threads", 0)
-                _thread.start_new_thread(peer.serve, ())  # threading tells the tests nothing of it
         except BaseException:  # noqa: BLE001
             return {"passed": 0}  # the line broke, or the answer was a SystemExit
+        if WAITING.match(self.tests.source) and not facts.pure:
+            _thread.start_new_thread(peer.serve, ())  # of which threading tells the tests nothing
         with time_limit(message["seconds"], peer):
             report = Score(self.tests).run(space)
         # An `except Exception` of the tests takes a worker that died for one that raised.
@@ -9545,7 +9506,7 @@ def rehearse_judge(line: Line) -> None:
         {"tests": tests, "helpers": ""}, Facts(["f"], [], "import math", 1, [], [], True, True, [])
     )
     Peer(line, True).request("@names", 0, ["f"])["f"](1, 2)
-    line.send(frame("the end"))  # which is no message, and so ends the worker's work
+    line.send(frame(None))  # which is no message, and so ends the worker's work
 
 
 def zygote_main() -> None:

@@ -8120,7 +8120,8 @@ class Source:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", "?")
             why = str(error) or "nested too deeply"
-            raise BadTask(f"line {line} of the {what} does not compile: {why[:160]!r}") from None
+            do = "do" if what.endswith("s") else "does"
+            raise BadTask(f"the {what} {do} not compile: line {line}: {why[:160]!r}") from None
         self.nodes: list[Any] = [*ast.walk(self.tree)]
         self.imports: dict[str, str] = {}  # the name that an import binds, and the statement
         self.star: set[str] = set()  # what `import *` binds; "*": what only the module knows

@@ -270,15 +270,15 @@ REFUSED = [
     ({"tests": "def f(): pass\nassert f()", "entry_point": "f"}, "entry_point: 'f'"),
     ({"tests": "assert f(1)", "entry_point": "f();g"}, "entry_point: 'f();g'"),
     # What is no Python.
-    ({"tests": "x = 1\nassert ("}, "line 2 of the tests does not compile: "),
-    ({"tests": "assert f()", "setup": "1 = 2"}, "line 1 of the setup does not compile: "),
-    ({"tests": "assert f()", "helpers": "\n\n\nclass"}, "line 4 of the helpers does not compile: "),
+    ({"tests": "x = 1\nassert ("}, "the tests do not compile: line 2: "),
+    ({"tests": "assert f()", "setup": "1 = 2"}, "the setup does not compile: line 1: "),
+    ({"tests": "assert f()", "helpers": "\n\n\nclass"}, "the helpers do not compile: line 4: "),
     ({"tests": "assert f('\ud800')"}, "surrogates"),
     ({"tests": "assert f()\0"}, "null bytes"),
     ({"tests": "nonlocal x\nassert f"}, "nonlocal declaration not allowed"),
     # What would exhaust the parser.
-    ({"tests": "assert " + "-" * 100_000 + "1"}, "of the tests does not compile: "),
-    ({"tests": "assert f" + "()" * 100_000}, "of the tests does not compile: "),
+    ({"tests": "assert " + "-" * 100_000 + "1"}, "the tests do not compile: "),
+    ({"tests": "assert f" + "()" * 100_000}, "the tests do not compile: "),
     ({"tests": "assert " + "(" * 100_000}, "too many nested parentheses"),
     # What is too long, or of another type.
     ({"tests": "assert f\n" + "#" * SOURCE_BYTES}, "tests has 1,048,585 bytes"),

@@ -6715,7 +6715,7 @@ def dunders(names: str, *prefixes: str) -> set[str]:
 
 BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or"
 ARITHMETIC = dunders(BINARY, "", "r", "i")
-UNARY = dunders("neg pos abs invert round enter iter")
+UNARY = dunders("neg pos abs invert round enter iter")  # which take no operand
 REFLECTED = dunders(BINARY, "r")
 IN_PLACE = dunders(BINARY, "i")
 GUARDED = ARITHMETIC | dunders("eq ne lt le gt ge contains")
@@ -7104,9 +7104,9 @@ def permits_special(method: str, target: Any, name: str) -> bool:
     if method == "@get":
         # Of an object's own attributes the public ones alone; perform() sees to that.
         return name in SHOWN or (name == "__dict__" and is_of_tests(target))
-    # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
-    # Nor by way of map() or filter(), which call what they are given.
+    # No map() or filter(), which call what they are given.
     is_iterator = any(target is each for each in (enumerate, reversed, zip))
+    # Of another class, as FileIO or MagicMock, an object could write anywhere, or agree to all.
     makes = name == "__init__" or name == "__call__" and isinstance(target, type)
     # Of a metaclass, as type(type(self)), one would be a class whose methods nothing guards.
     if makes and (not is_of_tests(target) or issubclass(class_of(target), type)):
@@ -7142,10 +7142,12 @@ def is_passed_over(method: str) -> bool:
     code = frame.f_code
     if code.co_filename not in ("<tests>", "<helpers>"):
         return False
-    # Zeros are caches: of a call of Python's code 3.12 has passed over them at this moment.
-    done, ahead = code.co_code[: frame.f_lasti + 2 : 2], code.co_code[frame.f_lasti + 2 :: 2]
-    steps = [*done.rstrip(b"\0")[-1:], *ahead.replace(b"\0", b"")[:2]]
-    now, step, then = [*map(dis.opname.__getitem__, steps), ""][:3]  # a `return` may be the last
+    # One byte of two is an operation. Zeros are caches; of a call of Python's code, 3.12 has passed
+    # over them at this moment.
+    done = code.co_code[: frame.f_lasti + 2 : 2].rstrip(b"\0")
+    ahead = code.co_code[frame.f_lasti + 2 :: 2].replace(b"\0", b"")
+    names = [dis.opname[each] for each in done[-1:] + ahead[:2]]
+    now, step, then = [*names, ""][:3]  # a `return` may be the last
     is_identity = step == "IS_OP" or step.count("LOAD_") == 1 and then == "IS_OP"
     is_dropped = is_identity or step in ("POP_TOP", *GETTING)
     return is_dropped and (now in GETTING or method in methods_called(code))
@@ -7175,8 +7177,8 @@ class Peer:
         self.held: dict[int, int] = {}  # id of such a mirror -> number
         self.open: set[int] = set()  # numbers of mirrors that the guard shows the tests' operands
         self.fresh: set[int] = set()  # numbers of mirrors that arrived only once
-        self.closing: set[int] = set()  # that were open until the answer which is being read
-        self.given: set[tuple[int, str]] = set()  # attributes that the code has set: ids, names
+        self.closing: set[int] = set()  # of those that were open until the latest answer was read
+        self.set_by_code: set[tuple[int, str]] = set()  # attributes of ours: (id, name)
         self.returned: set[int] = set()  # ids of objects of ours that the other end gave back
         self.has_called_back = False  # one of these can be called, or is a property
         self.foreign: set[Any] = set()  # code of its texts, and where pickles of its are read
@@ -7565,13 +7567,13 @@ class Peer:
             is_public = name in vars(target)
         elif type(target) in INNER:
             is_public = name in RESUMING
-        is_own = bool(self.mirror_base(class_of(target))) or (id(target), name) in self.given
+        is_own = bool(self.mirror_base(class_of(target))) or (id(target), name) in self.set_by_code
         return is_public or is_own
 
     def set_attribute(self, target: Any, name: str, value: Any) -> None:
         """For the code. It sets a __dict__ after it has changed that: here what it may change."""
         if name != "__dict__" or self.mirror_base(class_of(target)):
-            self.given.add((id(target), name))
+            self.set_by_code.add((id(target), name))
             call_method("__setattr__", target, [name, value], {})
             return
         had = vars(target)
@@ -7591,7 +7593,7 @@ class Peer:
         if name.startswith("__"):
             return name == "__dict__" and is_of_tests(target)  # see set_attribute()
         find = inspect.getattr_static  # which runs nothing
-        is_new = (id(target), name) in self.given or find(target, name, None) is None
+        is_new = (id(target), name) in self.set_by_code or find(target, name, None) is None
         if isinstance(target, types.FunctionType):
             return is_new and target.__module__ == "__main__"
         # Of the class not statically, since a classmethod() itself is nothing that can be called.
@@ -8038,7 +8040,8 @@ class Peer:
         if number is None or not container:
             return value
         content = self.contents.get(number)
-        if content is None or self.is_idle:  # with threads, which may change it
+        # Where a thread serves, too, the code has threads that may change it at any time.
+        if content is None or self.is_idle:
             content = self.request("@content", number)
             if type(content) is not container:  # as a namespace that has a `count` of the code's
                 raise ReferenceError("a container holds something else")
@@ -9121,9 +9124,9 @@ class Judge:
         child = os.fork()
         if child:
             os.close(self.mailbox.fds.pop(0))
-            died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            if died != REPORTED:
-                self.tell({"died": died, "seal": message["seal"]})
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if status != REPORTED:
+                self.tell({"died": status, "seal": message["seal"]})
             return
         try:
             self.isolation.prctl(1, SIGKILL)  # PR_SET_PDEATHSIG: a fork does not inherit it

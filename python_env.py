@@ -8129,14 +8129,7 @@ class Source:
         self.imports: dict[str, str] = {}  # the name that an import binds, and the statement
         self.star: set[str] = set()  # what `import *` binds; "*": what only the module knows
         for node in self.nodes:
-            match node:
-                case ast.ImportFrom(module, [ast.alias("*")]):
-                    is_known = module in PURE_MODULES
-                    self.star.update(dir(importlib.import_module(str(module))) if is_known else "*")
-                case ast.Import(names) | ast.ImportFrom(names=names):
-                    statement = ast.unparse(node)  # once, because it may bind thousands of names
-                    for name in names:
-                        self.imports[name.asname or name.name.partition(".")[0]] = statement
+            self.note_import(node)
         scopes = [table]
         for scope in scopes:  # the list grows as we go
             scopes += scope.get_children()
@@ -8146,6 +8139,16 @@ class Source:
         # Python's own: from whom __builtins__ came, he would say what all other names mean.
         self.reads -= {"__builtins__", "__conditional_annotations__"}
         self.defines = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+
+    def note_import(self, node: Any) -> None:
+        match node:
+            case ast.ImportFrom(module, [ast.alias("*")]):
+                is_known = module in PURE_MODULES
+                self.star.update(dir(importlib.import_module(str(module))) if is_known else "*")
+            case ast.Import(names) | ast.ImportFrom(names=names):
+                statement = ast.unparse(node)  # once, because it may bind thousands of names
+                for name in names:
+                    self.imports[name.asname or name.name.partition(".")[0]] = statement
 
 
 class Facts(NamedTuple):
